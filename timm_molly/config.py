@@ -1,0 +1,145 @@
+"""The settings of mollification, and the aa string that spells them."""
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+ROLES = 'xnbe'
+
+
+@dataclass(frozen=True)
+class MollyConfig:
+    """Settings of mollification; the defaults are the paper's.
+
+    The string form is timm's grammar: sections joined by `-`, each a key and its value, in any order after `molly`.
+
+    | section | field | meaning |
+    | --- | --- | --- |
+    | `m<roles>` | `roles` | what an image can become, drawn with equal chance; repeat a letter to draw it more often |
+    | `a<f>`, `b<f>` | `alpha`, `beta` | t ~ Beta(alpha, beta); a larger beta is milder |
+    | `kn<f>`, `kb<f>`, `k<f>` | `noise_power`, `blur_power`, both | label power: larger keeps more confidence |
+    | `s<f>` | `min_scale` | smallest blur, in pixels |
+
+    Roles: `x` clean, `n` noise, `b` blur, `e` nothing but noise and the uniform label.
+
+    Examples:
+        `'molly'` is the paper's setting, `'molly-b4-mxxnb'` milder and clean half of the time.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    roles: str = 'xnb'
+    alpha: float = 1.
+    beta: float = 2.
+    noise_power: float = 1.
+    blur_power: float = 1.
+    min_scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.roles or set(self.roles) - set(ROLES):
+            raise ValueError(
+                f'molly roles must be one or more of the letters {", ".join(ROLES)} '
+                f'(clean, noise, blur, nothing but noise), such as xnb, got {self.roles!r}'
+            )
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f'molly {field.name} must be a finite number above 0, got {value!r}{_hint(field.name)}')
+
+    @classmethod
+    def from_string(cls, string: str) -> MollyConfig:
+        """Parse an aa string such as `'molly-b4-mxn'`; `str(config)` is the way back.
+
+        Raises:
+            ValueError: It does not start with `molly`, or a section is unknown, malformed, out of range or given twice.
+        """
+        name, *sections = string.split('-')
+        if name != 'molly':
+            raise ValueError(f"a mollification string starts with 'molly' and joins sections with '-', got {string!r}")
+        values: dict[str, str | float] = {}
+        for section in sections:
+            key, text = _split_section(section, string)
+            for field in _FIELDS[key]:
+                if field in values:
+                    raise ValueError(f'{field} is given twice in {string!r}, the second time by {section!r}')
+                values[field] = text if key == 'm' else float(text)
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f'{error} (in {string!r})') from None
+
+    def __str__(self) -> str:
+        keys = {'roles': 'm', 'alpha': 'a', 'beta': 'b', 'noise_power': 'kn', 'blur_power': 'kb', 'min_scale': 's'}
+        if self.noise_power == self.blur_power:
+            keys = {**keys, 'noise_power': 'k'}
+            del keys['blur_power']
+        changed = {key: getattr(self, name) for name, key in keys.items() if getattr(self, name) != _DEFAULTS[name]}
+        return '-'.join(['molly', *(key + _spell(value) for key, value in changed.items())])
+
+
+_FIELDS = {
+    'm': ('roles',),
+    'a': ('alpha',),
+    'b': ('beta',),
+    'kn': ('noise_power',),
+    'kb': ('blur_power',),
+    'k': ('noise_power', 'blur_power'),
+    's': ('min_scale',),
+}
+_DEFAULTS = {field.name: field.default for field in fields(MollyConfig)}
+_SECTIONS = (
+    'm<roles> (letters x, n, b, e), a<number> and b<number> (t ~ Beta(a, b)), '
+    'kn<number>, kb<number> or k<number> (label power), s<number> (smallest blur in pixels)'
+)
+
+
+def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
+    """Split timm's `--aa` string into mollification and the policy that is timm's own.
+
+    Policies are joined by `+`, in any order: `'rand-m9-mstd0.5-inc1+molly-b4'`.
+
+    Returns:
+        The settings (None if molly is not asked for) and timm's part of the string (None if there is none).
+
+    Raises:
+        ValueError: molly is misspelt, given twice, or joined to a policy with anything but `+`, or there is more than
+            one policy beside it.
+    """
+    if 'molly' not in aa.lower():
+        return None, aa
+    policies = [policy.strip() for policy in aa.split('+')]
+    ours = [policy for policy in policies if policy.lower().startswith('molly')]
+    others = [policy for policy in policies if policy not in ours]
+    if len(ours) != 1:
+        found = 'no policy of its own' if not ours else ' and '.join(map(repr, ours))
+        raise ValueError(
+            f"--aa takes molly once, joined to at most one other policy with '+', such as "
+            f"'rand-m9-mstd0.5-inc1+molly-b4'; {aa!r} has {found}"
+        )
+    if len(others) > 1 or any('molly' in policy.lower() or not policy for policy in others):
+        raise ValueError(
+            f"molly stacks with one other policy, joined with '+', such as 'rand-m9-mstd0.5-inc1+molly-b4'; "
+            f'beside {ours[0]!r}, {aa!r} has {" and ".join(map(repr, others))}'
+        )
+    return MollyConfig.from_string(ours[0]), others[0] if others else None
+
+
+def _split_section(section: str, string: str) -> tuple[str, str]:
+    match = re.fullmatch(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)', section)
+    if match is None:
+        raise ValueError(f'unknown or malformed section {section!r} in {string!r}. Sections are {_SECTIONS}')
+    key, text = (group for group in match.groups() if group is not None)
+    return key, text
+
+
+def _spell(value: str | float) -> str:
+    # No exponent: its '-' would end the section.
+    return value if isinstance(value, str) else np.format_float_positional(value, trim='-')
+
+
+def _hint(name: str) -> str:
+    return '; for labels that keep all their confidence use a large power such as 1000' if 'power' in name else ''

@@ -1,0 +1,221 @@
+"""The `timm-molly demo`: one small model trained without and with molly, and what each knows of degraded images."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_molly.config import split_aa
+from timm_molly.functional import blur, noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5)
+METRICS = ('error', 'NLL', 'ECE')
+MODEL = 'test_resnet'
+
+# Metrics by name of the training and of the condition: 'clean', 'noise 0.1' ... 'blur 0.5'.
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: int, seed: int) -> None:
+    """Train `test_resnet` without and with `aa` at the same budget; print and draw clean and degraded metrics.
+
+    Args:
+        data_dir: Image folder with train/ and val/ or validation/, one folder a class; None for scikit-learn's
+            handwritten digits.
+        output: Folder for the digits, the plot and the preview.
+        aa: The aa string of the second training.
+        img_size: Input size in pixels.
+        epochs: Passes over the training images.
+        seed: Seed of both trainings.
+
+    Raises:
+        ValueError: `aa` has no molly or a malformed one, the folder is not as above, or a number is out of range.
+        ImportError: A package of the `demo` extra is missing.
+    """
+    from timm_molly import preview, register
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+        import torchmetrics  # noqa: F401
+        import tqdm
+    except ImportError as error:
+        raise ImportError(f'the demo needs {error.name}: pip install "timm-molly[demo]"') from None
+    if split_aa(aa)[0] is None:
+        raise ValueError(f'{aa!r} has no molly in it; try --aa molly')
+    if epochs < 1 or img_size < 8:
+        raise ValueError(f'epochs must be 1 or more and the image size 8 or more, got {epochs} and {img_size}')
+    register()
+    output.mkdir(parents=True, exist_ok=True)
+    digits = data_dir is None
+    root = write_digits(output / 'digits', img_size) if data_dir is None else data_dir
+    splits = {name: _open_split(root, names) for name, names in
+              {'train': ('train',), 'validation': ('validation', 'val')}.items()}
+    num_classes = len(splits['train'].reader.class_to_idx)
+
+    start = time.perf_counter()
+    results: Results = {}
+    variants = {'without molly': None, f'with {aa}': aa}
+    steps = epochs * len(_loader(splits['train'], img_size, None, digits))
+    with tqdm.tqdm(total=steps * len(variants), unit='step', dynamic_ncols=True, mininterval=0.5) as progress:
+        for name, variant in variants.items():
+            progress.set_description(f'train {name}')
+            torch.manual_seed(seed)
+            loader = _loader(splits['train'], img_size, variant, digits)
+            model = train(loader, num_classes, epochs, progress.update)
+            results[name] = evaluate(model, _loader(splits['validation'], img_size, None, digits, False), num_classes)
+
+    print(
+        f'\n{MODEL}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {num_classes} classes, '
+        f'{len(splits["train"])} training and {len(splits["validation"])} validation images of {img_size} px, '
+        f'{epochs} epochs, seed {seed}: {time.perf_counter() - start:.0f} s\n\n{table(results)}\n'
+    )
+    preview.save_figure(draw(results), output / 'robustness.png')
+    images = [Path(splits['validation'].filename(i, absolute=True)) for i in (0, len(splits['validation']) // 2)]
+    preview.preview(images, aa, output / 'preview.png', img_size, num_classes)
+    print(f'wrote {output / "robustness.png"} and {output / "preview.png"}')
+
+
+def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], Any]) -> nn.Module:
+    """Train the model on a loader as train.py does: the loss is PyTorch's own and knows nothing of molly."""
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    model = timm.create_model(MODEL, num_classes=num_classes)
+    optimizer = create_optimizer_v2(model, 'adamw', lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * len(loader), pct_start=0.1)
+    criterion = nn.CrossEntropyLoss()
+    model.train()
+    for _ in range(epochs):
+        for x, target in loader:
+            optimizer.zero_grad()
+            criterion(model(x), target).backward()
+            optimizer.step()
+            schedule.step()
+            step_done()
+    return model
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Any, num_classes: int) -> dict[str, dict[str, float]]:
+    """Measure error, NLL and ECE (15 equal-width bins) on clean images, and noised and blurred at each temperature."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    model.eval()
+    batches = list(loader)
+    target = torch.cat([y for _, y in batches])
+    generator = torch.Generator().manual_seed(0)
+
+    def measure(degrade: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        logits = torch.cat([model(degrade(x)) for x, _ in batches])
+        ece = multiclass_calibration_error(logits.softmax(1), target, num_classes, n_bins=15)
+        error = (logits.argmax(1) != target).double().mean()
+        nll = nn.functional.cross_entropy(logits.double(), target)
+        return dict(zip(METRICS, (error.item(), nll.item(), ece.item()), strict=True))
+
+    results = {'clean': measure(lambda x: x)}
+    for t in TEMPERATURES:
+        def at(x: Tensor, t: float = t) -> Tensor:
+            return torch.full((len(x),), t)
+        results[f'noise {t}'] = measure(lambda x, at=at: noise(x, at(x), torch.randn(x.shape, generator=generator)))
+        results[f'blur {t}'] = measure(lambda x, at=at: blur(x, at(x)))
+    return results
+
+
+def table(results: Results) -> str:
+    """Print metrics side by side, one row a condition, with means over the temperatures of each degradation."""
+    rows = ['clean', *(f'{kind} {t}' for kind in ('noise', 'blur') for t in TEMPERATURES), 'mean of degraded']
+    full = {name: {**result, 'mean of degraded': _mean_degraded(result)} for name, result in results.items()}
+    names = list(full)
+    width = max(len(name) for name in names) + 2
+    lines = [' ' * 18 + ''.join(f'{metric:^{width * len(names)}}' for metric in METRICS).rstrip()]
+    lines += [' ' * 18 + ''.join(f'{name:>{width}}' for _ in METRICS for name in names)]
+    for row in rows:
+        cells = ''
+        for metric in METRICS:
+            for name in names:
+                value = full[name][row][metric]
+                text = f'{100 * value:.1f} %' if metric == 'error' else f'{value:.3f}'
+                cells += f'{text:>{width}}'
+        lines.append(f'{row:<18}{cells}')
+    return '\n'.join(lines)
+
+
+def draw(results: Results) -> Figure:
+    """Draw each metric against t, noise and blur apart, one line a training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=150, layout='constrained')
+    axes = figure.subplots(2, len(METRICS), sharex=True)
+    for row, kind in enumerate(('noise', 'blur')):
+        for column, metric in enumerate(METRICS):
+            ax = axes[row, column]
+            for (name, result), colour in zip(results.items(), ('#8a8a8a', '#c2452d'), strict=True):
+                values = [result['clean'][metric], *(result[f'{kind} {t}'][metric] for t in TEMPERATURES)]
+                scale = 100 if metric == 'error' else 1
+                ax.plot((0, *TEMPERATURES), [scale * v for v in values], '-o', color=colour, markersize=3.5, label=name)
+            ax.set_ylim(bottom=0)
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.spines[['top', 'right']].set_visible(False)
+            ax.set_title(f'{kind}: {metric}' + (' in %' if metric == 'error' else ''), fontsize=10)
+    for ax in axes[1]:
+        ax.set_xlabel('t (0 is clean)')
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def write_digits(folder: Path, img_size: int) -> Path:
+    """Write scikit-learn's handwritten digits as an image folder, every fourth for validation; return the folder."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = folder.with_name(f'{folder.name}-{img_size}px')
+    data = load_digits()
+    for i, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
+        path = folder / ('train' if i % 4 else 'validation') / str(label) / f'{i:04d}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = Image.fromarray((image * (255 / 16)).astype('uint8'))
+        pixels.resize((img_size, img_size), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def _open_split(root: Path, names: tuple[str, ...]) -> Any:
+    from timm.data import create_dataset
+
+    for name in names:
+        if (root / name).is_dir():
+            try:
+                return create_dataset('', root=str(root), split=name)
+            except RuntimeError as error:  # timm's word for "no images"
+                raise ValueError(str(error)) from None
+    raise ValueError(f'{root} has no folder {" or ".join(names)} with one folder of images a class')
+
+
+def _loader(dataset: Any, img_size: int, aa: str | None, digits: bool, training: bool = True) -> Any:
+    from timm.data import create_loader
+
+    return create_loader(
+        dataset,
+        input_size=(3, img_size, img_size),
+        batch_size=min(64, len(dataset)),
+        is_training=training,
+        auto_augment=aa,
+        scale=(0.7, 1.),
+        hflip=0. if digits else 0.5,  # a mirrored digit is no digit
+        crop_pct=1.,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        num_workers=2,
+        device=torch.device('cpu'),
+    )
+
+
+def _mean_degraded(result: dict[str, dict[str, float]]) -> dict[str, float]:
+    degraded = [metrics for name, metrics in result.items() if name != 'clean']
+    return {metric: sum(m[metric] for m in degraded) / len(degraded) for metric in METRICS}

@@ -1,0 +1,195 @@
+"""The method: images degraded to a temperature t, and labels that lose confidence by the same t.
+
+Every function is pure and takes its random draws as arguments. `t` is one temperature per image, from 0 (intact) to 1
+(nothing left); `gamma` is the weight that the uniform distribution gets in the label.
+
+Source: Heinonen, Tran, Kampffmeyer, Filippone, "Robust Classification by Coupling Data Mollification with Label
+Smoothing", AISTATS 2025, https://arxiv.org/abs/2406.01494. The heat equation in the cosine basis is from Rissanen,
+Heinonen, Solin, "Generative Modelling With Inverse Heat Dissipation", ICLR 2023, https://arxiv.org/abs/2206.13397.
+
+Images may have any floating dtype and memory format. Arithmetic is in float32 (float64 for float64 input), and the
+input's dtype and memory format come back. Values (t in [0, 1], no NaN) are checked for CPU tensors only: on an
+accelerator the check would make the host wait.
+"""
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def noise(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Mix normalised images with Gaussian noise on the variance-preserving cosine schedule.
+
+    `cos(pi t / 2) * x + sin(pi t / 2) * eps`
+
+    Args:
+        x: Normalised images (B, C, H, W), floating point.
+        t: Temperatures (B,), floating point in [0, 1].
+        eps: Standard normal noise, shaped as `x`.
+
+    Returns:
+        Noisy images like `x` (shape, dtype, memory format): `x` itself at t = 0, `eps` at t = 1.
+
+    Raises:
+        ValueError: A shape, dtype or value is not as above.
+    """
+    check_images(x)
+    check_unit_interval('t', t, len(x))
+    if eps.shape != x.shape:
+        raise ValueError(f'eps must be shaped as x, {tuple(x.shape)}, got {describe(eps)}')
+    dtype = _compute_dtype(x)
+    angle = (math.pi / 2 * t.to(dtype))[:, None, None, None]
+    return _like(angle.cos() * x.to(dtype) + angle.sin() * eps.to(dtype), x)
+
+
+def blur(x: Tensor, t: Tensor, min_scale: float = 0.3) -> Tensor:
+    """Run the heat equation on the images, with reflecting borders, until the blur is `blur_scale` pixels wide.
+
+    In the orthonormal DCT-II basis the coefficient of frequency (i, j) is multiplied by
+    `exp(-((pi i / H)**2 + (pi j / W)**2) * tau)`, where `tau = blur_scale(t)**2 / 2`. The factor separates into rows
+    and columns, so one blur is two small matrix products, `K_H x K_W`.
+
+    Args:
+        x: Images (B, C, H, W), floating point.
+        t: Temperatures (B,), floating point in [0, 1].
+        min_scale: Blur at t = 0, in pixels, above 0 and at most max(H, W). The default is the paper's, and hardly
+            visible.
+
+    Returns:
+        Blurred images like `x` (shape, dtype, memory format). Each channel keeps its mean.
+
+    Raises:
+        ValueError: A shape, dtype or value is not as above.
+    """
+    check_images(x)
+    check_unit_interval('t', t, len(x))
+    height, width = x.shape[-2:]
+    dtype = _compute_dtype(x)
+    tau = blur_scale(t.to(dtype), max(height, width), min_scale).square() / 2
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _heat_kernel(tau, height)
+        columns = rows if height == width else _heat_kernel(tau, width)
+        return _like(rows[:, None] @ x.to(dtype) @ columns[:, None], x)
+
+
+def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
+    """Give the standard deviation of the blur in pixels, `min_scale**(1 - t) * size**t`: log-spaced in t.
+
+    Args:
+        t: Temperatures of any shape, floating point in [0, 1].
+        size: Longer side of the image, in pixels: the blur at t = 1, which leaves next to nothing but the mean.
+        min_scale: Blur at t = 0, in pixels.
+
+    Returns:
+        Pixels, shaped as `t`.
+
+    Raises:
+        ValueError: `min_scale` is not above 0 and at most `size`.
+    """
+    if not 0 < min_scale <= size:
+        raise ValueError(f'min_scale must be above 0 and at most the image side ({size} px), got {min_scale}')
+    return torch.exp((1 - t) * math.log(min_scale) + t * math.log(size))
+
+
+def noise_gamma(t: Tensor, power: float = 1.) -> Tensor:
+    """Give the label smoothing that goes with `noise`: `(1 / (1 + SNR))**power = sin(pi t / 2)**(2 power)`.
+
+    Args:
+        t: Temperatures of any shape, floating point in [0, 1].
+        power: Above 0; the paper's is 1, and a larger one keeps more of the label.
+
+    Returns:
+        gamma in [0, 1], shaped as `t`.
+    """
+    return torch.sin(math.pi / 2 * t).square().pow(power)
+
+
+def blur_gamma(t: Tensor, power: float = 1.) -> Tensor:
+    """Give the label smoothing that goes with `blur`: `t**power`.
+
+    Args:
+        t: Temperatures of any shape, floating point in [0, 1].
+        power: Above 0; the paper's is 1, and a larger one keeps more of the label.
+
+    Returns:
+        gamma in [0, 1], shaped as `t`.
+    """
+    return t.pow(power)
+
+
+def smooth(y: Tensor, gamma: Tensor) -> Tensor:
+    """Move soft labels towards the uniform distribution: `(1 - gamma) * y + gamma / K`.
+
+    Args:
+        y: Soft labels (B, K), floating point, rows summing to one.
+        gamma: Weights of the uniform part (B,), floating point in [0, 1].
+
+    Returns:
+        Soft labels like `y`, rows summing to one.
+
+    Raises:
+        ValueError: A shape, dtype or value is not as above.
+    """
+    if y.ndim != 2 or not y.is_floating_point():
+        raise ValueError(f'y must hold soft labels (B, K) of a floating-point dtype, got {describe(y)}')
+    check_unit_interval('gamma', gamma, len(y))
+    gamma = gamma.to(_compute_dtype(y))[:, None]
+    return ((1 - gamma) * y + gamma / y.shape[1]).to(y.dtype)
+
+
+def check_images(x: Tensor) -> None:
+    """Raise a ValueError unless `x` is a floating-point image batch (B, C, H, W) with at least one pixel an image."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or 0 in x.shape[1:]:
+        raise ValueError(
+            f'x must be a batch of normalised floating-point images (B, C, H, W), got {describe(x)}'
+        )
+
+
+def check_unit_interval(name: str, value: Tensor, batch_size: int) -> None:
+    """Raise a ValueError unless `value` is a floating-point tensor (batch_size,) with values in [0, 1]."""
+    if not isinstance(value, Tensor) or value.shape != (batch_size,) or not value.is_floating_point():
+        raise ValueError(f'{name} must be a floating-point tensor of shape ({batch_size},), got {describe(value)}')
+    if value.device.type == 'cpu' and not torch.compiler.is_compiling():
+        outside = ~((value >= 0) & (value <= 1))  # NaN is outside too
+        if outside.any():
+            index = int(outside.nonzero()[0])
+            raise ValueError(f'{name} must be in [0, 1], got {value[index].item()} at index {index}')
+
+
+def describe(value: Any) -> str:
+    """Name a value in an error message: dtype and shape of a tensor, or the type of anything else."""
+    if isinstance(value, Tensor):
+        return f'{value.dtype} of shape {tuple(value.shape)}'
+    return f'{type(value).__name__} {value!r}'[:100]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _like(out: Tensor, x: Tensor) -> Tensor:
+    """Return `out` in the dtype and memory format of `x`."""
+    if out.dtype == x.dtype and out.stride() == x.stride():
+        return out
+    return torch.empty_like(x).copy_(out)
+
+
+def _heat_kernel(tau: Tensor, size: int) -> Tensor:
+    """Return the matrices (B, size, size) that run the heat equation on a line of `size` pixels for times tau (B,)."""
+    basis = _dct_basis(size, tau.device, tau.dtype)
+    frequency = math.pi / size * torch.arange(size, device=tau.device, dtype=tau.dtype)
+    decay = torch.exp(-frequency.square() * tau[:, None])
+    return (basis.T * decay[:, None, :]) @ basis
+
+
+@lru_cache(maxsize=16)
+def _dct_basis(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the orthonormal DCT-II matrix (size, size), one row a frequency."""
+    with torch.inference_mode(False):  # a cached inference tensor could not take part in a later backward pass
+        frequency = torch.arange(size, dtype=torch.float64)[:, None]
+        position = torch.arange(size, dtype=torch.float64)[None, :] + 0.5
+        basis = math.sqrt(2 / size) * torch.cos(math.pi / size * frequency * position)
+        basis[0] /= math.sqrt(2)
+        return basis.to(device, dtype)

@@ -1,0 +1,35 @@
+"""A timm loader whose batches come out mollified."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import wrapt
+from torch import Tensor
+
+from timm_molly.mollify import Mollify, check_distribution
+from timm_molly.target import CoupledTarget
+
+
+class MollyLoader(wrapt.ObjectProxy):  # type: ignore[misc]
+    """Stand for a loader in everything (`len`, `sampler`, `mixup_enabled`, ...) but the batches it yields.
+
+    Each batch is mollified where it lies, after timm's prefetcher has normalised and erased it and after mixup and
+    cutmix, which timm does in the collate function. The workers do what they did before.
+
+    Args:
+        loader: Yields (input, target), such as one made by `timm.data.create_loader`.
+        mollify: The batch operation.
+    """
+
+    def __init__(self, loader: Any, mollify: Mollify) -> None:
+        super().__init__(loader)
+        self._self_mollify = mollify
+        self._self_checked = False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | CoupledTarget]]:
+        for x, target in self.__wrapped__:
+            if not self._self_checked and isinstance(target, Tensor) and target.ndim == 2:
+                check_distribution(target.float())  # reads values, so once, and not again on every step of a GPU
+                self._self_checked = True
+            yield self._self_mollify(x, target)

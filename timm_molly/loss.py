@@ -1,0 +1,83 @@
+"""Losses for train loops of your own; timm's `train.py` needs none of them."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timm_molly.functional import describe
+from timm_molly.target import CoupledTarget
+
+
+class CoupledCrossEntropy(nn.Module):
+    """Cross-entropy, averaged over the batch, for every kind of target that mollification meets.
+
+    `-sum_k y_k log softmax(logits)_k` with `y` smoothed once more by `smoothing`. For class indices and coupled
+    targets it is `(1 - a) * -logp[label] + a * -mean(logp)` with `1 - a = (1 - gamma) * (1 - smoothing)`: no (B, K)
+    label is built.
+
+    Args:
+        smoothing: Label smoothing of the recipe, in [0, 1), on top of the coupling.
+    """
+
+    def __init__(self, smoothing: float = 0.) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f'smoothing must be in [0, 1), got {smoothing}')
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, target: Tensor | CoupledTarget) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: (B, K), floating point.
+            target: Class indices (B,), soft labels (B, K), or a `CoupledTarget` of B labels.
+
+        Raises:
+            ValueError: The shapes do not go together.
+        """
+        return _cross_entropy(logits.log_softmax(1), target, self.smoothing).mean()
+
+
+class NormalizedCrossEntropy(nn.Module):
+    """The authors' cross-entropy, normalised over the labels that mollification can produce.
+
+    A mollified label of class k runs from one-hot (gamma = 0) to uniform (gamma = 1), and the likelihood
+    `prod_j f_j**y_j` along that line is `f_k**(1 - gamma) * g**gamma`, where f is the softmax and g the geometric mean
+    of its entries. Its integral over gamma is the logarithmic mean of g and f_k, and the loss adds the logarithm of
+    the sum of these over the classes: `cross_entropy + log sum_k (g - f_k) / (log g - log f_k)`.
+
+    Computed in logarithms, so that it is finite, and its gradient too, where f_k equals g or underflows.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor | CoupledTarget) -> Tensor:
+        """Return the loss, a scalar, averaged over the batch; arguments as in `CoupledCrossEntropy`."""
+        logp = logits.log_softmax(1)
+        return (_cross_entropy(logp, target, 0.) + _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)).mean()
+
+
+def _cross_entropy(logp: Tensor, target: Tensor | CoupledTarget, smoothing: float) -> Tensor:
+    """Return the cross-entropy of each sample (B,), given log-probabilities (B, K)."""
+    if logp.ndim != 2 or target.shape not in (logp.shape, logp.shape[:1]):
+        raise ValueError(
+            f'logits must be (B, K) and target (B,) or (B, K), got {describe(logp)} and {tuple(target.shape)}'
+        )
+    uniform = -logp.mean(1)
+    if isinstance(target, CoupledTarget):
+        keep, labels = (1 - target.gamma) * (1 - smoothing), target.labels
+    elif target.ndim == 2:
+        return (1 - smoothing) * -(target * logp).sum(1) + smoothing * uniform
+    else:
+        keep, labels = torch.full_like(uniform, 1 - smoothing), target
+    return keep * F.nll_loss(logp, labels, reduction='none') + (1 - keep) * uniform
+
+
+def _log_mean(a: Tensor, b: Tensor) -> Tensor:
+    """Return the logarithm of the logarithmic mean of exp(a) and exp(b).
+
+    With d = |a - b| it is `max(a, b) + log((1 - exp(-d)) / d)`, and `-d / 2 + d**2 / 24` follows the last term near 0.
+    """
+    d = (a - b).abs()
+    small = d < 1e-2
+    safe = torch.where(small, torch.ones_like(d), d)
+    return torch.maximum(a, b) + torch.where(small, d * (d / 24 - 0.5), (-torch.expm1(-safe) / safe).log())

@@ -1,0 +1,236 @@
+"""The target of a mollified batch: class indices and how much confidence each has lost."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from timm_molly.functional import check_unit_interval, describe, smooth
+
+_LOSSES = (
+    'Losses that work: nn.CrossEntropyLoss, timm.loss.LabelSmoothingCrossEntropy, BinaryCrossEntropy, '
+    'PolyCrossEntropy and JsdCrossEntropy, timm_molly.loss.CoupledCrossEntropy and NormalizedCrossEntropy; '
+    'for any other that takes soft labels, give it target.dense(num_classes)'
+)
+
+
+class NoSoftMeaningError(TypeError, AttributeError):
+    """An index target was used in a way that means nothing for a soft label.
+
+    It is an AttributeError too, so that `hasattr(target, 'numpy')` answers instead of raising.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {_LOSSES}.')
+
+
+class CoupledTarget:
+    """Class indices (B,) and gamma (B,), meaning the soft label `(1 - gamma) * onehot + gamma / K`.
+
+    The loader that makes it does not know the number of classes K, so it stays in this form until it meets the
+    logits. Losses that take class indices take it as they are: the operations that they use on an index (cross
+    entropy, gather, scatter, one-hot) are carried out as an index by the soft label, exactly. Every other operation
+    raises, because falling back to the hard label would undo the coupling.
+
+    It cannot know what a loss does next with a one-hot matrix that it scattered: one that is not linear in the
+    label, such as timm's single-label ASL, is computed on the soft label all the same.
+
+    Args:
+        labels: Class indices (B,) of an integer dtype, not negative.
+        gamma: Weight of the uniform part of each label (B,), floating point in [0, 1].
+
+    Raises:
+        ValueError: A shape, dtype or value is not as above. Values are checked for CPU tensors only.
+    """
+
+    def __init__(self, labels: Tensor, gamma: Tensor) -> None:
+        if (
+            not isinstance(labels, Tensor)
+            or labels.ndim != 1
+            or labels.is_floating_point()
+            or labels.is_complex()
+            or labels.dtype == torch.bool
+        ):
+            raise ValueError(f'labels must be class indices (B,) of an integer dtype, got {describe(labels)}')
+        check_unit_interval('gamma', gamma, len(labels))
+        _check_labels(labels)
+        self.labels = labels.long()
+        self.gamma = gamma
+        self._column = False  # seen as (B, 1), which is how losses hand an index to gather and scatter
+
+    def dense(self, num_classes: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the soft labels (B, num_classes) in `dtype` (default: gamma's), rows summing to one.
+
+        Raises:
+            ValueError: A label is not below `num_classes` (checked for CPU tensors only).
+        """
+        _check_labels(self.labels, num_classes)
+        gamma = self.gamma if dtype is None else self.gamma.to(torch.promote_types(self.gamma.dtype, dtype))
+        onehot = gamma.new_zeros(len(self), num_classes).scatter_(1, self.labels[:, None], 1)
+        return smooth(onehot, gamma).to(dtype or gamma.dtype)
+
+    def __repr__(self) -> str:
+        return f'CoupledTarget(labels={self.labels}, gamma={self.gamma})'
+
+    # What train loops and losses ask of an index target before they use it.
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), 1]) if self._column else self.labels.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.labels.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> CoupledTarget:
+        if not isinstance(index, (slice, Tensor)):
+            raise NoSoftMeaningError(f'target[{index!r}]')
+        return self._replace(self.labels[index], self.gamma[index])
+
+    def long(self) -> CoupledTarget:
+        return self
+
+    def to(self, device: torch.device | str | int | None = None, non_blocking: bool = False) -> CoupledTarget:
+        if isinstance(device, torch.dtype):
+            raise NoSoftMeaningError(f'to({device})')
+        return self._replace(
+            self.labels.to(device=device, non_blocking=non_blocking),
+            self.gamma.to(device=device, non_blocking=non_blocking),
+        )
+
+    def cuda(self, device: torch.device | str | int | None = None, non_blocking: bool = False) -> CoupledTarget:
+        return self.to(torch.device('cuda') if device is None else device, non_blocking)
+
+    def cpu(self) -> CoupledTarget:
+        return self.to('cpu')
+
+    def flip(self, *dims: int) -> CoupledTarget:
+        if dims not in ((0,), (-1,)) or self._column:
+            raise NoSoftMeaningError(f'flip{dims}')
+        return self._replace(self.labels.flip(0), self.gamma.flip(0))
+
+    def unsqueeze(self, dim: int) -> CoupledTarget:
+        if dim not in (1, -1) or self._column:
+            raise NoSoftMeaningError(f'unsqueeze({dim})')
+        return self._replace(self.labels, self.gamma, column=True)
+
+    def view(self, *shape: int) -> CoupledTarget:
+        if shape not in ((-1, 1), (len(self), 1)):
+            raise NoSoftMeaningError(f'view{shape}')
+        return self._replace(self.labels, self.gamma, column=True)
+
+    def _replace(self, labels: Tensor, gamma: Tensor, column: bool | None = None) -> CoupledTarget:
+        other = object.__new__(CoupledTarget)
+        other.labels, other.gamma = labels, gamma
+        other._column = self._column if column is None else column
+        return other
+
+    # Everything else is refused by name.
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if hasattr(Tensor, name):
+            raise NoSoftMeaningError(f'Tensor.{name}')
+        raise AttributeError(f'CoupledTarget has no attribute {name!r}')
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise NoSoftMeaningError('==')
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(
+            cls,
+            func: Callable[..., Any],
+            types: Any,
+            args: tuple[Any, ...] = (),
+            kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, '__name__', str(func))
+        operation = _OPERATIONS.get(name)
+        if operation is None:
+            raise NoSoftMeaningError(name)
+        return operation(*args, **(kwargs or {}))
+
+
+# The operations that losses use on an index target, each read as "index by a soft label".
+
+
+def _cross_entropy(input: Tensor, target: CoupledTarget, *args: Any, **kwargs: Any) -> Tensor:
+    if input.ndim != 2 or len(input) != len(target):
+        raise ValueError(f'logits must be ({len(target)}, num_classes) for {len(target)} labels, got {describe(input)}')
+    return F.cross_entropy(input, target.dense(input.shape[1], input.dtype), *args, **kwargs)
+
+
+def _gather(input: Tensor, dim: int, index: CoupledTarget) -> Tensor:
+    """Return the expectation of `input[i, k]` over the soft label, (B, 1)."""
+    _check_column('gather', input, dim, index)
+    gamma = index.gamma[:, None]
+    out = (1 - gamma) * input.gather(1, index.labels[:, None]) + gamma * input.mean(1, keepdim=True)
+    return out.to(input.dtype)
+
+
+def _scatter(input: Tensor, dim: int, index: CoupledTarget, value: float, **other: Any) -> Tensor:
+    """Return the expectation of `input` with `value` written at `[i, k]` over the soft label, (B, K)."""
+    _check_column('scatter', input, dim, index)
+    if other or not isinstance(value, (int, float)):
+        raise NoSoftMeaningError(f'scatter of {describe(value)} {", ".join(other)}'.rstrip())
+    return input + index.dense(input.shape[1], input.dtype) * (value - input)
+
+
+def _scatter_(input: Tensor, dim: int, index: CoupledTarget, value: float, **other: Any) -> Tensor:
+    return input.copy_(_scatter(input, dim, index, value, **other))
+
+
+def _one_hot(tensor: CoupledTarget, num_classes: int = -1) -> Tensor:
+    if num_classes < 1 or tensor.ndim != 1:
+        raise NoSoftMeaningError('one_hot without a number of classes')
+    return tensor.dense(num_classes)
+
+
+_OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    'cross_entropy': _cross_entropy,
+    'gather': _gather,
+    'scatter': _scatter,
+    'scatter_': _scatter_,
+    'one_hot': _one_hot,
+}
+
+
+def _check_column(name: str, input: Tensor, dim: int, index: Any) -> None:
+    if (
+        not isinstance(index, CoupledTarget)
+        or not index._column
+        or input.ndim != 2
+        or len(input) != len(index)
+        or dim not in (1, -1)
+    ):
+        raise NoSoftMeaningError(f'{name} of {describe(input)} along dim {dim} at {index}')
+
+
+def _check_labels(labels: Tensor, num_classes: int | None = None) -> None:
+    if labels.device.type != 'cpu' or len(labels) == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        allowed = 'not be negative' if num_classes is None else f'be in [0, {num_classes})'
+        raise ValueError(f'labels must {allowed}, got {low if low < 0 else high}')
