@@ -114,16 +114,10 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
     policies = [policy.strip() for policy in aa.split('+')]
     ours = [policy for policy in policies if policy.lower().startswith('molly')]
     others = [policy for policy in policies if policy not in ours]
-    if len(ours) != 1:
-        found = 'no policy of its own' if not ours else ' and '.join(map(repr, ours))
+    if len(ours) != 1 or len(others) > 1 or any('molly' in policy.lower() or not policy for policy in others):
         raise ValueError(
-            f"--aa takes molly once, joined to at most one other policy with '+', such as "
-            f"'rand-m9-mstd0.5-inc1+molly-b4'; {aa!r} has {found}"
-        )
-    if len(others) > 1 or any('molly' in policy.lower() or not policy for policy in others):
-        raise ValueError(
-            f"molly stacks with one other policy, joined with '+', such as 'rand-m9-mstd0.5-inc1+molly-b4'; "
-            f'beside {ours[0]!r}, {aa!r} has {" and ".join(map(repr, others))}'
+            f"--aa takes molly once, joined with '+' to at most one other policy, such as "
+            f"'rand-m9-mstd0.5-inc1+molly-b4'; {aa!r} is {' and '.join(map(repr, policies))}"
         )
     return MollyConfig.from_string(ours[0]), others[0] if others else None
 

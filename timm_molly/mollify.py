@@ -113,25 +113,27 @@ class Mollify:
         check_unit_interval('t', t, len(x))
         if t.device.type != 'cpu':
             raise ValueError(f't must be on the CPU, where roles are told apart without waiting, got it on {t.device}')
-        config = self.config
+        hosts = {role: torch.from_numpy(np.flatnonzero(roles == role)) for role in sorted(set(roles) - {'x'})}
         gamma = torch.zeros_like(t)
-        for role in sorted(set(roles) - {'x'}):
-            host = torch.from_numpy(np.flatnonzero(roles == role))
-            index, t_role = host.to(x.device, non_blocking=True), t[host].to(x.device, non_blocking=True)
-            images = x[index]
-            if role == 'b':
-                gamma[host] = blur_gamma(t[host], config.blur_power)
-                x[index] = blur(images, t_role, config.min_scale)
-                continue
-            eps = torch.empty_like(images).normal_(generator=generator)
-            if role == 'e':
-                gamma[host] = 1
-                x[index] = eps
-            else:
-                gamma[host] = noise_gamma(t[host], config.noise_power)
-                x[index] = noise(images, t_role, eps)
+        for role, host in hosts.items():
+            gamma[host] = self._gamma(role, t[host])
         gamma = gamma.to(target.device, non_blocking=True)
-        return x, (CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma))
+        target = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
+        for role, host in hosts.items():
+            index = host.to(x.device, non_blocking=True)
+            x[index] = self._degrade(role, x[index], t[host].to(x.device, non_blocking=True), generator)
+        return x, target
+
+    def _gamma(self, role: str, t: Tensor) -> Tensor:
+        if role == 'n':
+            return noise_gamma(t, self.config.noise_power)
+        return blur_gamma(t, self.config.blur_power) if role == 'b' else torch.ones_like(t)
+
+    def _degrade(self, role: str, x: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+        if role == 'b':
+            return blur(x, t, self.config.min_scale)
+        eps = torch.empty_like(x).normal_(generator=generator)
+        return noise(x, t, eps) if role == 'n' else eps
 
 
 def check_distribution(target: Tensor) -> None:

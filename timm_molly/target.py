@@ -152,11 +152,6 @@ class CoupledTarget:
             raise NoSoftMeaningError(f'Tensor.{name}')
         raise AttributeError(f'CoupledTarget has no attribute {name!r}')
 
-    def __eq__(self, other: object) -> NoReturn:
-        raise NoSoftMeaningError('==')
-
-    __hash__ = object.__hash__
-
     @classmethod
     def __torch_function__(
             cls,
@@ -170,6 +165,19 @@ class CoupledTarget:
         if operation is None:
             raise NoSoftMeaningError(name)
         return operation(*args, **(kwargs or {}))
+
+
+def _refuse(operator: str) -> Callable[..., NoReturn]:
+    def refuse(self: CoupledTarget, *args: object) -> NoReturn:
+        raise NoSoftMeaningError(f'the operator {operator}')
+    return refuse
+
+
+for _operator in ('eq', 'ne', 'lt', 'le', 'gt', 'ge', 'neg', 'invert', 'float', 'int', 'index'):
+    setattr(CoupledTarget, f'__{_operator}__', _refuse(_operator))
+for _operator in ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'matmul', 'and', 'or', 'xor'):
+    setattr(CoupledTarget, f'__{_operator}__', _refuse(_operator))
+    setattr(CoupledTarget, f'__r{_operator}__', _refuse(_operator))
 
 
 # The operations that losses use on an index target, each read as "index by a soft label".

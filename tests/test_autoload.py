@@ -1,0 +1,138 @@
+"""`import torch` in processes of their own, where timm-molly is whole, broken, or beside a timm that does not fit."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import timm_molly
+
+ASK = (
+    'import torch\n'
+    'import timm.data\n'
+    'print("went on", hasattr(timm.data.create_loader, "_timm_molly"))\n'
+)
+
+
+@pytest.fixture
+def broken(tmp_path, python):
+    """Run code with a copy of timm_molly in front of the installed one, after `change(copy)`."""
+    def run(change, code=ASK, **env):
+        copy = tmp_path / 'site' / 'timm_molly'
+        shutil.copytree(Path(timm_molly.__file__).parent, copy, ignore=shutil.ignore_patterns('__pycache__'))
+        change(copy)
+        return python('-c', code, env={'PYTHONPATH': str(copy.parent), **env}, cwd=tmp_path)
+    return run
+
+
+def test_importing_torch_registers_the_plugin_once_timm_comes(python):
+    done = python('-c', ASK)
+    assert done.stdout == 'went on True\n'
+    assert done.stderr == ''
+
+
+def test_it_registers_when_timm_is_imported_first(python):
+    done = python('-c', ASK.replace('import torch\n', 'from timm.data import create_loader\n'))
+    assert done.stdout == 'went on True\n'
+
+
+def test_it_imports_nothing_heavy(python):
+    done = python('-c', 'import sys\nimport torch\nprint([m for m in sys.modules if m.startswith(("timm", "wrapt"))])')
+    modules = eval(done.stdout)
+    assert {m for m in modules if m.startswith('timm')} == {'timm_molly', 'timm_molly._autoload'}
+    assert 'wrapt' in modules
+
+
+def test_importing_the_package_alone_imports_neither_torch_nor_timm(python):
+    done = python('-c', 'import sys, timm_molly\nprint({"torch", "timm", "numpy", "wrapt"} & set(sys.modules))')
+    assert done.stdout == 'set()\n'
+
+
+@pytest.mark.parametrize('env', [{'TIMM_MOLLY_AUTOLOAD': '0'}, {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}])
+def test_the_environment_switches_it_off(python, env):
+    assert python('-c', ASK, env=env).stdout == 'went on False\n'
+
+
+def test_registering_by_hand_works_where_autoload_is_off(python):
+    code = 'import timm_molly\ntimm_molly.register()\n' + ASK
+    assert python('-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'}).stdout == 'went on True\n'
+
+
+@pytest.mark.parametrize('change', [
+    lambda copy: (copy / 'plugin.py').write_text('def install(:'),
+    lambda copy: (copy / 'plugin.py').unlink(),
+    lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'),
+    lambda copy: (copy.parent / 'wrapt.py').write_text('raise ImportError("no wheel for this platform")'),
+    lambda copy: (copy.parent / 'wrapt.py').write_text(''),
+], ids=['syntax error', 'missing module', 'error at import', 'wrapt cannot be imported', 'wrapt is something else'])
+def test_a_broken_install_lets_torch_and_timm_go_on_and_says_so_in_a_line(broken, change):
+    done = broken(change)
+    assert done.returncode == 0
+    assert done.stdout == 'went on False\n'
+    assert done.stderr.count('\n') == 1
+    assert 'timm-molly is installed but could not register, so --aa molly will not work (' in done.stderr
+
+
+def test_without_timm_torch_goes_on_in_silence(broken):
+    done = broken(
+        lambda copy: (copy.parent / 'timm.py').write_text('raise ModuleNotFoundError("no timm here", name="timm")'),
+        'import torch\nprint("went on")\nimport timm_molly\ntimm_molly.register()',
+    )
+    assert done.stdout == 'went on\n'
+    assert done.stderr.splitlines()[-1] == (
+        'ImportError: timm-molly needs timm, which is not installed: pip install timm'
+    )
+
+
+def make_timm(site, version, loader, data):
+    """A timm of another time, as far as the plugin looks at it."""
+    package = site / 'timm'
+    (package / 'data').mkdir(parents=True)
+    (package / '__init__.py').write_text('from .version import __version__\n')
+    (package / 'version.py').write_text(f'__version__ = {version!r}\n')
+    (package / 'data' / '__init__.py').write_text(data)
+    (package / 'data' / 'loader.py').write_text(loader)
+    (package / 'data' / 'transforms_factory.py').write_text(
+        'def transforms_imagenet_train(size, auto_augment=None):\n    return auto_augment\n')
+
+
+OLD = 'def create_loader(dataset, is_training=False, no_aug=False, auto_augment=None):\n    return auto_augment\n'
+
+
+def test_beside_a_timm_that_is_too_old_only_molly_is_refused(broken):
+    code = 'import torch\nfrom timm.data import create_loader\nprint(create_loader(0, True, auto_augment="rand-m9"))\n'
+    done = broken(
+        lambda copy: make_timm(copy.parent, '0.4.12', OLD, 'from .loader import create_loader\n'),
+        code + 'create_loader(0, True, auto_augment="molly")',
+    )
+    assert done.stdout == 'rand-m9\n'
+    assert done.stderr.splitlines()[-1] == (
+        'ImportError: --aa molly needs timm 1.0.15 or newer, found 0.4.12: pip install -U timm'
+    )
+
+
+def test_beside_a_timm_whose_create_loader_moved_scripts_go_on_and_molly_is_told(broken):
+    code = (
+        'import torch\nfrom timm.data.elsewhere import create_loader\n'
+        'print(create_loader("rand-m9"))\ncreate_loader("molly")'
+    )
+
+    def change(copy):
+        make_timm(copy.parent, '9.0', '', '')
+        (copy.parent / 'timm/data/elsewhere.py').write_text(
+            'from . import transforms_factory\n'
+            'def create_loader(aa):\n'
+            '    return transforms_factory.transforms_imagenet_train(32, auto_augment=aa)\n')
+    done = broken(change, code)
+    assert done.stdout == 'rand-m9\n'
+    lines = done.stderr.splitlines()
+    assert 'timm 9.0 has no timm.data.create_loader, which --aa molly needs: update timm-molly' in lines[0]
+    assert "ValueError: auto_augment='molly' reached timm's image transforms" in lines[-1]
+
+
+def test_the_entry_point_is_installed():
+    from importlib.metadata import entry_points
+    (entry,) = entry_points(group='torch.backends', name='timm_molly')
+    assert entry.value == 'timm_molly._autoload:autoload'
+    subprocess.run([sys.executable, '-c', 'from timm_molly._autoload import autoload; autoload()'], check=True)

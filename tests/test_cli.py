@@ -1,0 +1,66 @@
+import sys
+
+import pytest
+
+from timm_molly import __version__
+from timm_molly.cli import main
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / 'some_train.py'
+    path.write_text(
+        'import sys, timm.data, helper\n'
+        'print(__name__, sys.argv[1:], hasattr(timm.data.create_loader, "_timm_molly"), helper.__name__)\n'
+        'sys.exit(5)\n'
+    )
+    (tmp_path / 'helper.py').write_text('')
+    return path
+
+
+@pytest.mark.parametrize('start', [
+    ('-m', 'timm_molly'), ('-m', 'timm_molly', 'run'), ('-c', 'from timm_molly.cli import main; main()', 'run'),
+])
+@pytest.mark.parametrize('env', [{}, {'TIMM_MOLLY_AUTOLOAD': '0'}])
+def test_a_script_runs_as_itself_with_its_own_arguments(python, script, start, env):
+    arguments = ['--aa', 'molly', '-b', '8', '--help', '--version', 'run', '--', '-x']
+    done = python(*start, script, *arguments, env=env)
+    assert done.stdout == f'__main__ {arguments} True helper\n'
+    assert done.stderr == ''
+    assert done.returncode == 5
+
+
+def test_a_script_that_is_not_there(capsys):
+    assert main(['run', 'no/train.py', '--aa', 'molly']) == 2
+    assert capsys.readouterr().err == 'timm-molly run: no such train script: no/train.py\n'
+
+
+def test_an_error_in_the_script_is_the_scripts_own(python, tmp_path):
+    script = tmp_path / 'train.py'
+    script.write_text('raise ValueError("mine")')
+    done = python('-m', 'timm_molly', script)
+    assert done.stderr.splitlines()[-1] == 'ValueError: mine'
+    assert 'Traceback' in done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(['--version'])
+    assert capsys.readouterr().out == f'timm-molly {__version__}\n'
+
+
+def test_commands_are_listed_and_unknown_ones_refused(capsys):
+    for arguments in ([], ['--help'], ['nonsense']):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    text = ''.join(capsys.readouterr())
+    assert 'preview' in text
+    assert "invalid choice: 'nonsense'" in text
+
+
+def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['before'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    with pytest.raises(SystemExit, match='5'):
+        main(['run', str(script), 'a'])
+    assert "['a'] True helper" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from timm_molly.config import MollyConfig, split_aa
+
+positive = st.floats(1e-300, 1e300, exclude_min=True) | st.integers(1, 10**6)
+configs = st.builds(
+    MollyConfig,
+    roles=st.text('xnbe', min_size=1, max_size=8),
+    alpha=positive, beta=positive, noise_power=positive, blur_power=positive, min_scale=positive,
+)
+
+
+@given(configs)
+def test_the_string_round_trips(config):
+    assert MollyConfig.from_string(str(config)) == config
+
+
+@given(configs)
+def test_the_order_of_sections_does_not_matter(config):
+    name, *sections = str(config).split('-')
+    assert MollyConfig.from_string('-'.join([name, *reversed(sections)])) == config
+
+
+def test_the_default_is_the_papers_setting_and_the_shortest_string():
+    config = MollyConfig.from_string('molly')
+    assert dataclasses.astuple(config) == ('xnb', 1, 2, 1, 1, 0.3)
+    assert str(config) == 'molly'
+    assert str(MollyConfig.from_string('molly-b2-s0.3-k1-a1-mxnb')) == 'molly'
+
+
+@pytest.mark.parametrize(('string', 'changed'), [
+    ('molly-b4-mxn', {'beta': 4, 'roles': 'xn'}),
+    ('molly-mxxnbe', {'roles': 'xxnbe'}),
+    ('molly-kn12-kb4.5', {'noise_power': 12, 'blur_power': 4.5}),
+    ('molly-k1000', {'noise_power': 1000, 'blur_power': 1000}),
+    ('molly-a.5-s1', {'alpha': 0.5, 'min_scale': 1}),
+])
+def test_sections_mean_what_the_grammar_says(string, changed):
+    config = MollyConfig.from_string(string)
+    assert config == dataclasses.replace(MollyConfig(), **changed)
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MollyConfig().beta = 3
+
+
+@pytest.mark.parametrize(('string', 'words'), [
+    ('molly-z3', "section 'z3' in 'molly-z3'. Sections are m<roles>"),
+    ('molly-bx', "section 'bx'"),
+    ('molly-b', "section 'b'"),
+    ('molly-b-2', "section 'b'"),
+    ('molly-b1e3', "section 'b1e3'"),
+    ('molly-bnan', "section 'bnan'"),
+    ('molly-', "section ''"),
+    ('molly-b0', "beta must be a finite number above 0, got 0.0 (in 'molly-b0')"),
+    ('molly-a0', 'alpha must be a finite number above 0'),
+    ('molly-k0', 'noise_power must be a finite number above 0, got 0.0; for labels that keep'),
+    ('molly-s0', 'min_scale must be a finite number above 0'),
+    ('molly-mq', "letters x, n, b, e (clean, noise, blur, nothing but noise), such as xnb, got 'q' (in 'molly-mq')"),
+    ('molly-m', "section 'm'"),
+    ('molly-b2-b3', "beta is given twice in 'molly-b2-b3'"),
+    ('molly-k2-kn3', "noise_power is given twice in 'molly-k2-kn3', the second time by 'kn3'"),
+    ('mollyb4', "starts with 'molly'"),
+    ('Molly', "starts with 'molly'"),
+    ('rand-m9', "starts with 'molly'"),
+])
+def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
+    with pytest.raises(ValueError) as error:
+        MollyConfig.from_string(string)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize('field', ['alpha', 'beta', 'noise_power', 'blur_power', 'min_scale'])
+@pytest.mark.parametrize('value', [0, -1, math.nan, math.inf, '2'])
+def test_bad_values_are_refused(field, value):
+    with pytest.raises(ValueError, match=f'{field} must be a finite number above 0'):
+        MollyConfig(**{field: value})
+
+
+@given(st.text(max_size=30))
+def test_any_text_gives_a_config_or_a_value_error(text):
+    for string in (text, f'molly-{text}', f'{text}+molly'):
+        try:
+            config, rest = split_aa(string)
+        except ValueError:
+            continue
+        assert (config is None) == ('molly' not in string.lower())
+        assert config is None or rest != ''
+
+
+@pytest.mark.parametrize(('aa', 'config', 'rest'), [
+    ('molly', 'molly', None),
+    ('molly-b4+rand-m9-mstd0.5-inc1', 'molly-b4', 'rand-m9-mstd0.5-inc1'),
+    ('augmix-m5-w4-d2+molly-mxn', 'molly-mxn', 'augmix-m5-w4-d2'),
+    ('molly + original', 'molly', 'original'),
+    ('rand-m9-mstd0.5-inc1', None, 'rand-m9-mstd0.5-inc1'),
+    ('', None, ''),
+])
+def test_molly_is_taken_out_of_the_aa_string(aa, config, rest):
+    assert split_aa(aa) == (config and MollyConfig.from_string(config), rest)
+
+
+@pytest.mark.parametrize('aa', [
+    'molly+molly-b2', 'rand-m9-molly', 'rand-m9+v0+molly', 'molly+', '+molly', 'rand-m9-molly+molly', 'my-molly',
+])
+def test_molly_is_taken_once_beside_one_policy(aa):
+    with pytest.raises(ValueError, match='--aa takes molly once') as error:
+        split_aa(aa)
+    assert repr(aa) in str(error.value)

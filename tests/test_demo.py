@@ -1,0 +1,86 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timm_molly import demo as demo_module
+from timm_molly.cli import main
+
+
+def test_it_trains_twice_and_compares(image_folder, tmp_path, capsys, monkeypatch):
+    trained = []
+    train = demo_module.train
+
+    def spy(loader, *args):
+        trained.append((type(loader).__name__, len(loader)))
+        return train(loader, *args)
+
+    monkeypatch.setattr(demo_module, 'train', spy)
+    arguments = ['demo', '--data-dir', str(image_folder), '--output', str(tmp_path / 'out'), '--epochs', '1']
+    assert main([*arguments, '--aa', 'molly-b4']) == 0
+    assert trained == [('PrefetchLoader', 1), ('MollyLoader', 1)]
+    text = capsys.readouterr().out
+    rows = {re.split(r'\s{2,}', line)[0]: line for line in text.splitlines()}
+    assert len(re.findall(r'[\d.]+ %', rows['clean'])) == 2
+    assert len(re.findall(r'\d+\.\d+', rows['mean of degraded'])) == 6
+    assert 'with molly-b4' in text
+    assert '3 classes, 48 training and 12 validation images of 32 px, 1 epochs, seed 0' in text
+    for name in ('robustness.png', 'preview.png'):
+        with Image.open(tmp_path / 'out' / name) as image:
+            assert image.width > 500
+
+
+def test_the_metrics_are_their_definitions():
+    logits = torch.randn(40, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2
+    target = torch.arange(40) % 3
+    model = torch.nn.Flatten()
+    result = demo_module.evaluate(model, [(logits[:25], target[:25]), (logits[25:], target[25:])], 3)['clean']
+    p = np.exp(logits.flatten(1).double().numpy())
+    p /= p.sum(1, keepdims=True)
+    y = target.numpy()
+    confidence, correct = p.max(1), p.argmax(1) == y
+    ece = 0.
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert result['error'] == pytest.approx(1 - correct.mean(), abs=1e-9)
+    assert result['NLL'] == pytest.approx(-np.log(p[np.arange(40), y]).mean(), abs=1e-6)
+    assert result['ECE'] == pytest.approx(ece, abs=1e-6)
+
+
+def test_the_digits_are_scikit_learns(tmp_path):
+    root = demo_module.write_digits(tmp_path / 'digits', 8)
+    files = sorted(root.rglob('*.png'))
+    assert len(files) == 1797
+    assert {path.parent.name for path in files} == {str(digit) for digit in range(10)}
+    from sklearn.datasets import load_digits
+    data = load_digits()
+    for path in files[::200]:
+        i = int(path.stem)
+        assert path.parent.name == str(data.target[i])
+        assert path.parent.parent.name == ('train' if i % 4 else 'validation')
+        with Image.open(path) as image:
+            np.testing.assert_allclose(np.asarray(image, float) * 16 / 255, data.images[i], atol=0.1)
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--aa', 'rand-m9'], 'has no molly in it'),
+    (['--aa', 'molly-z3'], "section 'z3'"),
+    (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
+    (['--epochs', '0'], 'epochs must be 1 or more'),
+])
+def test_bad_options_are_named_in_a_line(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(['demo', *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert words in error
+
+
+def test_a_folder_without_images_is_named(tmp_path, capsys):
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    assert main(['demo', '--data-dir', str(tmp_path), '--output', str(tmp_path / 'out')]) == 2
+    assert 'Found 0 images' in capsys.readouterr().err

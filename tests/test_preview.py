@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timm_molly.cli import main
+from timm_molly.config import MollyConfig
+from timm_molly.preview import TEMPERATURES, draw
+
+
+@pytest.fixture
+def photo(tmp_path):
+    rows, columns = np.mgrid[:60, :80]
+    path = tmp_path / 'photo.jpg'
+    Image.fromarray(np.stack([rows * 4, columns * 3, rows + columns], 2).astype('uint8')).save(path)
+    return path
+
+
+def draw_small(config, num_classes=10):
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return draw(x, torch.zeros(3), torch.ones(3), MollyConfig.from_string(config), num_classes)
+
+
+def captions(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'pdf', 'svg'])
+def test_it_writes_the_picture_and_nothing_else(photo, tmp_path, suffix, capsys):
+    output = tmp_path / f'out.{suffix}'
+    assert main(['preview', str(photo), str(photo), '--aa', 'molly-b4', '-o', str(output), '--img-size', '32']) == 0
+    assert capsys.readouterr().out == f'wrote {output}\n'
+    assert output.stat().st_size > 5000
+    assert {path.name for path in tmp_path.iterdir()} == {'photo.jpg', output.name}
+    if suffix == 'png':
+        with Image.open(output) as image:
+            assert image.width > image.height > 500
+
+
+def test_each_picture_says_its_t_its_strength_and_the_confidence_left():
+    texts = captions(draw_small('molly-k2'))
+    assert len(texts) == 2 * 2 * len(TEMPERATURES) * 2  # images, degradations, temperatures, lines
+    # By hand: sin(pi .4 / 2) = .588, gamma = .588**4 = .119, and 1 - .119 * 9 / 10 = .893.
+    i = texts.index('t = 0.4, std 0.59')
+    assert texts[i + 1] == 'confidence 0.893'
+    # By hand: .3**.6 * 16**.4 = 1.47 px, gamma = .4**2 = .16, and 1 - .16 * .9 = .856.
+    i = texts.index('t = 0.4, 1.47 px')
+    assert texts[i + 1] == 'confidence 0.856'
+    assert 't = 1, std 1.00' in texts
+    assert 't = 0, 0.3 px' in texts
+    assert 't = 1, 16 px' in texts
+
+
+def test_the_pictures_are_the_degraded_images():
+    figure = draw_small('molly')
+    pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(pictures) == 2 * 2 * len(TEMPERATURES)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))[0].clamp(0, 1).permute(1, 2, 0)
+    np.testing.assert_allclose(pictures[0], x, atol=1e-6)  # first image, noise, t = 0
+    np.testing.assert_array_less(np.var(pictures[-1], axis=(0, 1)), 1e-3)  # second image, blur, t = 1
+
+
+def test_the_schedules_are_drawn():
+    axes = draw_small('molly').axes[-1]
+    curves = {line.get_label(): line for line in axes.lines}
+    t = np.linspace(0, 1, 201)
+    np.testing.assert_allclose(curves['noise'].get_ydata(), 1 - np.sin(np.pi * t / 2) ** 2 * 0.9, atol=1e-6)
+    np.testing.assert_allclose(curves['blur'].get_ydata(), 1 - t * 0.9, atol=1e-6)
+
+
+def test_only_what_the_roles_ask_for_is_drawn():
+    assert not any('px' in text for text in captions(draw_small('molly-mxn')))
+    assert not any('std' in text for text in captions(draw_small('molly-mb')))
+
+
+def damaged(path, how):
+    whole = path.read_bytes()
+    path.write_bytes({'truncated': whole[: len(whole) // 2], 'not an image': b'hello' * 100, 'empty': b''}[how])
+    return path
+
+
+@pytest.mark.parametrize('how', ['truncated', 'not an image', 'empty', 'missing', 'folder'])
+def test_an_image_that_cannot_be_read_is_named_in_a_line(photo, tmp_path, capsys, how):
+    bad = tmp_path if how == 'folder' else tmp_path / 'none.png' if how == 'missing' else damaged(photo, how)
+    good = tmp_path / 'good.png'
+    Image.new('RGB', (40, 40)).save(good)
+    before = sorted(tmp_path.iterdir())
+    assert main(['preview', str(good), str(bad), '-o', str(tmp_path / 'out.png')]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert error.startswith('timm-molly preview: ')
+    assert str(bad) in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--aa', 'molly-z3'], "section 'z3'"),
+    (['--aa', 'rand-m9'], 'nothing to draw'),
+    (['--aa', 'molly-mxe'], 'nothing to draw'),
+    (['--aa', 'molly-s99', '--img-size', '32'], 'min_scale must be above 0 and at most the image side (32 px), got 99'),
+    (['--img-size', '0'], 'got 0 and 1000'),
+    (['--num-classes', '1'], 'got 224 and 1'),
+    (['-o', 'no/folder/out.png'], "no folder 'no/folder'"),
+    (['-o', 'out.xyz'], "must be a .png, .pdf or .svg file, got 'out.xyz'"),
+])
+def test_bad_options_are_named_in_a_line(photo, tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(['preview', str(photo), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert words in error
+    assert [path.name for path in tmp_path.iterdir()] == ['photo.jpg']
+
+
+def test_an_interrupted_write_leaves_the_old_picture(photo, tmp_path, monkeypatch):
+    output = tmp_path / 'out.png'
+    output.write_text('old')
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    assert main(['preview', str(photo), '-o', str(output)]) == 2
+    assert output.read_text() == 'old'
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_matplotlib_the_extra_is_named(photo, capsys, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
+    assert main(['preview', str(photo)]) == 2
+    assert capsys.readouterr().err == (
+        'timm-molly preview: drawing needs matplotlib: pip install "timm-molly[plot]"\n')

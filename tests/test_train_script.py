@@ -1,0 +1,252 @@
+"""timm's train.py with `--aa molly`, whole: the script named by TIMM_TRAIN_SCRIPT, or the stand-in beside this file."""
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models._hub import save_for_hf
+
+HERE = Path(__file__).parent
+STAND_IN = HERE / 'train_script.py'
+SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or STAND_IN).resolve()
+
+CASES = {
+    'plain': '',
+    'smoothing 0': '--smoothing 0',
+    'bce': '--bce-loss',
+    'bce with threshold': '--bce-loss --bce-target-thresh 0.2',
+    'no prefetcher': '--no-prefetcher',
+    'randaugment': '--aa molly+rand-m9-mstd0.5-inc1',
+    'augmix': '--aa augmix-m5-w4-d2+molly',
+    'trivialaugment': '--aa molly+rand-n1-p1-mstd101',
+    'jsd': '--aug-splits 3 --jsd-loss --resplit --split-bn --reprob 0.6',
+    'distillation': '--kd-model-name local-dir:{teacher}',
+    'amp bfloat16': '--amp --amp-dtype bfloat16',
+    'model bfloat16': '--model-dtype bfloat16',
+    'channels last': '--channels-last',
+    'grad accumulation': '--grad-accum-steps 3',
+    'ema': '--model-ema',
+    'compile': '--torchcompile {backend}',
+    'several sizes': '--train-img-sizes 24 32',
+    'one channel': '--in-chans 1',
+    'multi-epochs loader': '--use-multi-epochs-loader --epochs 2',
+    'settings': '--aa molly-mxxn-b4-k2',
+}
+MIXED_CASES = {
+    'mixup and cutmix': '--mixup 0.2 --cutmix 1.0',
+    'mixup off': '--mixup 0.2 --mixup-off-epoch 1 --epochs 2',
+    'mixup with bce': '--mixup 0.2 --bce-loss',
+    'no prefetcher, mixup': '--no-prefetcher --mixup 0.2 --cutmix 1.0',
+}
+
+
+@functools.cache
+def usage() -> str:
+    return subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True, timeout=120).stdout
+
+
+def arguments(image_folder: Path, output: Path, options: str) -> list[str]:
+    flags = set(re.findall(r'--[a-z-]+', options)) - {'--config'}  # which --help leaves out
+    missing = [flag for flag in flags if flag not in usage()]
+    if missing:
+        pytest.skip(f'this train script has no {missing[0]}')
+    aa = '' if '--aa' in options or '--config' in options else '--aa molly'
+    epochs = '' if '--epochs' in options else '--epochs 1'
+    common = (
+        f'--data-dir {image_folder} --model test_resnet --img-size 32 --num-classes 3 -b 8 -j 1 --device cpu '
+        f'--warmup-epochs 0 --lr 0.01 --log-interval 1 --output {output} --experiment run'
+    )
+    return f'{common} {aa} {epochs} {options}'.split()
+
+
+@pytest.fixture
+def train(image_folder, tmp_path, python):
+    """Train with the given options, and return the log and what the loss was given."""
+    def run(options: str):
+        record = tmp_path / 'record.json'
+        record.unlink(missing_ok=True)
+        options = arguments(image_folder, tmp_path / 'output', options)
+        done = python(HERE / 'spy.py', record, SCRIPT, *options)
+        log = done.stdout + done.stderr
+        if done.returncode and SCRIPT != STAND_IN and python(SCRIPT, *without_molly(options)).returncode:
+            pytest.skip(f'this train script fails on the CPU without molly too: {log.strip().splitlines()[-1]}')
+        assert done.returncode == 0, log[-4000:]
+        return log, json.loads(record.read_text())
+    return run
+
+
+def without_molly(options: list[str]) -> list[str]:
+    return [option for option in options if option not in ('--aa', 'molly')]
+
+
+@pytest.fixture
+def teacher(tmp_path) -> Path:
+    """A model with saved weights to distil from, for the scripts that can."""
+    folder = tmp_path / 'teacher'
+    if '--kd-model-name' in usage():
+        torch.manual_seed(0)
+        save_for_hf(timm.create_model('test_resnet', num_classes=3), folder, model_config={'num_classes': 3})
+    return folder
+
+
+def check_log(log: str) -> None:
+    assert log.count('Mollification is on: molly') == 1
+    losses = [float(value) for value in re.findall(r'Loss: +([\d.]+|nan|inf)', log)]
+    assert losses, log
+    assert all(math.isfinite(value) for value in losses)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_index_targets_reach_the_loss_coupled(name, train, teacher):
+    options = CASES[name]
+    if 'compile' in name and shutil.which('g++') is None:
+        pytest.skip('torch.compile needs a C++ compiler on the CPU')
+    log, record = train(options.format(teacher=teacher, backend='inductor'))
+    check_log(log)
+
+    calls, batches = record['calls'], record['batches']
+    half = 'bfloat16' in name
+    expected_steps = 6 * (2 if '--epochs 2' in options else 1)
+    assert len(calls) == len(batches) == expected_steps
+    for call in calls:
+        assert call['value'] == pytest.approx(call['expected'], rel=2e-2 if half else 1e-5, abs=1e-6)
+    k = 2 if 'settings' in name else 1
+    splits = 3 if 'jsd' in name else 1
+    for call, batch in zip(calls, batches, strict=True):
+        views = len(batch['roles']) // splits
+        assert batch['roles'] == batch['roles'][:views] * splits
+        assert batch['t'] == batch['t'][:views] * splits
+        assert len(call['gamma']) == views
+        for gamma, role, t in zip(call['gamma'], batch['roles'], batch['t'], strict=False):
+            noise, blur = math.sin(math.pi * t / 2) ** (2 * k), t ** k
+            assert gamma == pytest.approx({'x': 0, 'n': noise, 'b': blur}[role], abs=1e-5)
+    roles = ''.join(batch['roles'] for batch in batches)
+    assert set(roles) == set('xn' if 'settings' in name else 'xnb')
+    if 'sizes' in name:
+        assert {batch['shape'][-1] for batch in batches} == {24, 32}
+    if 'channel' in name and 'one' in name:
+        assert batches[0]['shape'][1] == 1
+    if 'model bfloat16' in name:
+        assert batches[0]['dtype'] == 'torch.bfloat16'
+
+
+@pytest.mark.parametrize('name', MIXED_CASES)
+def test_mixed_targets_reach_the_loss_smoothed_image_by_image(name, train):
+    log, record = train(MIXED_CASES[name])
+    check_log(log)
+    calls = record['calls']
+    assert len(calls) == 6 * (2 if '--epochs 2' in MIXED_CASES[name] else 1)
+    assert all(total == pytest.approx(1, abs=1e-5) for call in calls for total in call['row_sum'])
+    # Without molly each row's smallest entry is timm's smoothing / K = 1 / 30, or more if three labels never meet.
+    smallest = [value for call in calls for value in call['row_min']]
+    raised = [value for value in smallest if value > 1 / 30 + 1e-4]
+    assert min(smallest) == pytest.approx(1 / 30, abs=1e-4)
+    assert 0.3 < len(raised) / len(smallest) <= 1
+    assert len({round(value, 5) for value in raised}) > len(raised) / 4
+
+
+def test_a_config_file_switches_it_on(train, tmp_path):
+    (tmp_path / 'recipe.yaml').write_text('aa: molly-b4\nsmoothing: 0.0\n')
+    log, record = train(f'--config {tmp_path / "recipe.yaml"}')
+    check_log(log)
+    assert 'molly-b4' in log
+    assert all(call['loss'] == 'CrossEntropyLoss' and 'gamma' in call for call in record['calls'])
+
+
+def test_a_checkpoint_resumes(train, tmp_path):
+    train('--epochs 1')
+    log, record = train(f'--epochs 2 --resume {tmp_path / "output/run/last.pth.tar"}')
+    check_log(log)
+    assert len(record['calls']) == 6
+    assert 'Train: 1 [' in log
+    assert 'Train: 0 [' not in log
+
+
+def test_the_same_seed_gives_the_same_training(train):
+    first, second, other = (train(f'--seed {seed}')[1] for seed in (1, 1, 2))
+    assert first == second
+    assert first['batches'][0]['checksum'] != other['batches'][0]['checksum']
+
+
+def test_without_molly_the_script_is_as_it_was(train):
+    log, record = train('--aa rand-m9-mstd0.5-inc1')
+    assert 'Mollification' not in log
+    assert record['batches'] == []
+    assert all('gamma' not in call and 'row_min' not in call for call in record['calls'])
+
+
+def test_no_aug_switches_it_off_and_says_so(train):
+    log, record = train('--no-aug')
+    assert 'no mollification, because --no-aug' in log
+    assert record['batches'] == []
+
+
+def test_nothing_but_the_flag_is_needed(image_folder, tmp_path, python):
+    done = python(SCRIPT, *arguments(image_folder, tmp_path, ''))
+    assert done.returncode == 0, done.stderr[-4000:]
+    check_log(done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize('launcher', ['python -m timm_molly', 'timm-molly run'])
+def test_the_launchers_work_where_autoload_is_off(launcher, image_folder, tmp_path, python):
+    start = ['-m', 'timm_molly'] if '-m' in launcher else ['-c', 'from timm_molly.cli import main; main()', 'run']
+    done = python(*start, SCRIPT, *arguments(image_folder, tmp_path, ''), env={'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})
+    assert done.returncode == 0, done.stderr[-4000:]
+    check_log(done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize('off', ['TIMM_MOLLY_AUTOLOAD', 'TORCH_DEVICE_BACKEND_AUTOLOAD'])
+def test_the_environment_switches_it_off(off, image_folder, tmp_path, python):
+    done = python(SCRIPT, *arguments(image_folder, tmp_path, ''), env={off: '0'})
+    assert done.returncode != 0
+    assert 'Unknown AA policy' in done.stderr  # timm's own words
+    assert 'Mollification' not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ('--aa molly-z3', 'z3'),
+    ('--aa molly-bx', 'bx'),
+    ('--aa molly-b0', 'beta must be a finite number above 0'),
+    ('--aa molly-mq', 'roles must be one or more of the letters x, n, b, e'),
+    ('--aa molly+molly-b2', "'molly' and 'molly-b2'"),
+    ('--aa rand-m9-molly', "joined with '+' to at most one other policy"),
+    ('--aa molly --naflex-loader --model test_vit', 'without --naflex-loader'),
+])
+def test_what_cannot_work_is_refused_before_training(options, words, image_folder, tmp_path, python):
+    done = python(SCRIPT, *arguments(image_folder, tmp_path, options))
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('ValueError: ')
+    assert words in last
+    assert 'Train: 0' not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(SCRIPT != STAND_IN, reason="timm's own train.py refuses distributed training on the CPU")
+def test_ranks_draw_different_noise_and_repeat_their_own(image_folder, tmp_path, python):
+    def run(name: str):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        launcher = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', port)
+        record = tmp_path / f'{name}.json'
+        options = arguments(image_folder, tmp_path / name, '')
+        done = python(*launcher, HERE / 'spy.py', record, SCRIPT, *options)
+        log = done.stdout + done.stderr
+        assert done.returncode == 0, log[-4000:]
+        check_log(log)  # one line for both ranks
+        return [json.loads(Path(f'{record}.{rank}').read_text()) for rank in range(2)]
+
+    first, again = run('first'), run('again')
+    assert first == again
+    assert all(len(rank['calls']) == 3 for rank in first)  # 48 images, 2 ranks, batches of 8
+    assert first[0]['batches'][0]['t'] != first[1]['batches'][0]['t']
+    assert first[0]['batches'][0]['checksum'] != first[1]['batches'][0]['checksum']
