@@ -36,9 +36,15 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def python():
     """Run this Python on arguments in a process of its own, and return what it did."""
+
     def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}, **options,
+            [sys.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})},
+            **options,
         )
+
     return run

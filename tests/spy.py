@@ -3,6 +3,7 @@
 `python spy.py RECORD.json SCRIPT ARGUMENTS...`; under torchrun each rank writes RECORD.json.<rank>. The script is
 run as it is; this file only listens at the losses, and computes each one again from the method's own formula.
 """
+
 import atexit
 import json
 import os
@@ -20,7 +21,7 @@ from timm_molly import CoupledTarget
 record = {'calls': [], 'batches': []}
 
 
-def soft_label(target, num_classes, smoothing=0.):
+def soft_label(target, num_classes, smoothing=0.0):
     """The method's label, in float64 and in a loop."""
     labels, gamma = target.labels.tolist(), target.gamma.double().tolist()
     y = torch.zeros(len(labels), num_classes, dtype=torch.float64)
@@ -34,7 +35,7 @@ def soft_label(target, num_classes, smoothing=0.):
 def expected(criterion, logits, target):
     """The value of a loss on the dense soft label, in float64."""
     logits = logits.detach().double()
-    y = soft_label(target, logits.shape[1], getattr(criterion, 'smoothing', 0.))
+    y = soft_label(target, logits.shape[1], getattr(criterion, 'smoothing', 0.0))
     if isinstance(criterion, timm.loss.BinaryCrossEntropy):
         if criterion.target_threshold is not None:
             y = (y > criterion.target_threshold).double()
@@ -65,10 +66,15 @@ def watch_batches():
 
     def wrapper(self, x, target, roles, t, *args):
         out = apply(self, x, target, roles, t, *args)
-        record['batches'].append({
-            'roles': ''.join(roles), 't': t.tolist(), 'shape': list(x.shape), 'dtype': str(x.dtype),
-            'checksum': out[0].double().sum().item(),
-        })
+        record['batches'].append(
+            {
+                'roles': ''.join(roles),
+                't': t.tolist(),
+                'shape': list(x.shape),
+                'dtype': str(x.dtype),
+                'checksum': out[0].double().sum().item(),
+            }
+        )
         return out
 
     timm_molly.mollify.Mollify.apply = wrapper
@@ -82,8 +88,12 @@ def write():
 
 if __name__ == '__main__':
     _, out, script, *arguments = sys.argv
-    for cls in (nn.CrossEntropyLoss, timm.loss.LabelSmoothingCrossEntropy, timm.loss.BinaryCrossEntropy,
-                timm.loss.SoftTargetCrossEntropy):
+    for cls in (
+        nn.CrossEntropyLoss,
+        timm.loss.LabelSmoothingCrossEntropy,
+        timm.loss.BinaryCrossEntropy,
+        timm.loss.SoftTargetCrossEntropy,
+    ):
         listen(cls)
     watch_batches()
     sys.argv = [script, *arguments]

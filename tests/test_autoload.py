@@ -1,4 +1,5 @@
 """`import torch` in processes of their own, where timm-molly is whole, broken, or beside a timm that does not fit."""
+
 import shutil
 import subprocess
 import sys
@@ -8,21 +9,19 @@ import pytest
 
 import timm_molly
 
-ASK = (
-    'import torch\n'
-    'import timm.data\n'
-    'print("went on", hasattr(timm.data.create_loader, "_timm_molly"))\n'
-)
+ASK = 'import torch\nimport timm.data\nprint("went on", hasattr(timm.data.create_loader, "_timm_molly"))\n'
 
 
 @pytest.fixture
 def broken(tmp_path, python):
     """Run code with a copy of timm_molly in front of the installed one, after `change(copy)`."""
+
     def run(change, code=ASK, **env):
         copy = tmp_path / 'site' / 'timm_molly'
         shutil.copytree(Path(timm_molly.__file__).parent, copy, ignore=shutil.ignore_patterns('__pycache__'))
         change(copy)
         return python('-c', code, env={'PYTHONPATH': str(copy.parent), **env}, cwd=tmp_path)
+
     return run
 
 
@@ -59,13 +58,17 @@ def test_registering_by_hand_works_where_autoload_is_off(python):
     assert python('-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'}).stdout == 'went on True\n'
 
 
-@pytest.mark.parametrize('change', [
-    lambda copy: (copy / 'plugin.py').write_text('def install(:'),
-    lambda copy: (copy / 'plugin.py').unlink(),
-    lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'),
-    lambda copy: (copy.parent / 'wrapt.py').write_text('raise ImportError("no wheel for this platform")'),
-    lambda copy: (copy.parent / 'wrapt.py').write_text(''),
-], ids=['syntax error', 'missing module', 'error at import', 'wrapt cannot be imported', 'wrapt is something else'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda copy: (copy / 'plugin.py').write_text('def install(:'),
+        lambda copy: (copy / 'plugin.py').unlink(),
+        lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'),
+        lambda copy: (copy.parent / 'wrapt.py').write_text('raise ImportError("no wheel for this platform")'),
+        lambda copy: (copy.parent / 'wrapt.py').write_text(''),
+    ],
+    ids=['syntax error', 'missing module', 'error at import', 'wrapt cannot be imported', 'wrapt is something else'],
+)
 def test_a_broken_install_lets_torch_and_timm_go_on_and_says_so_in_a_line(broken, change):
     done = broken(change)
     assert done.returncode == 0
@@ -94,7 +97,8 @@ def make_timm(site, version, loader, data):
     (package / 'data' / '__init__.py').write_text(data)
     (package / 'data' / 'loader.py').write_text(loader)
     (package / 'data' / 'transforms_factory.py').write_text(
-        'def transforms_imagenet_train(size, auto_augment=None):\n    return auto_augment\n')
+        'def transforms_imagenet_train(size, auto_augment=None):\n    return auto_augment\n'
+    )
 
 
 OLD = 'def create_loader(dataset, is_training=False, no_aug=False, auto_augment=None):\n    return auto_augment\n'
@@ -123,7 +127,9 @@ def test_beside_a_timm_whose_create_loader_moved_scripts_go_on_and_molly_is_told
         (copy.parent / 'timm/data/elsewhere.py').write_text(
             'from . import transforms_factory\n'
             'def create_loader(aa):\n'
-            '    return transforms_factory.transforms_imagenet_train(32, auto_augment=aa)\n')
+            '    return transforms_factory.transforms_imagenet_train(32, auto_augment=aa)\n'
+        )
+
     done = broken(change, code)
     assert done.stdout == 'rand-m9\n'
     lines = done.stderr.splitlines()
@@ -133,6 +139,7 @@ def test_beside_a_timm_whose_create_loader_moved_scripts_go_on_and_molly_is_told
 
 def test_the_entry_point_is_installed():
     from importlib.metadata import entry_points
+
     (entry,) = entry_points(group='torch.backends', name='timm_molly')
     assert entry.value == 'timm_molly._autoload:autoload'
     subprocess.run([sys.executable, '-c', 'from timm_molly._autoload import autoload; autoload()'], check=True)

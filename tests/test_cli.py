@@ -18,9 +18,14 @@ def script(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('start', [
-    ('-m', 'timm_molly'), ('-m', 'timm_molly', 'run'), ('-c', 'from timm_molly.cli import main; main()', 'run'),
-])
+@pytest.mark.parametrize(
+    'start',
+    [
+        ('-m', 'timm_molly'),
+        ('-m', 'timm_molly', 'run'),
+        ('-c', 'from timm_molly.cli import main; main()', 'run'),
+    ],
+)
 @pytest.mark.parametrize('env', [{}, {'TIMM_MOLLY_AUTOLOAD': '0'}])
 def test_a_script_runs_as_itself_with_its_own_arguments(python, script, start, env):
     arguments = ['--aa', 'molly', '-b', '8', '--help', '--version', 'run', '--', '-x']

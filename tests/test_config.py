@@ -11,7 +11,11 @@ positive = st.floats(1e-300, 1e300, exclude_min=True) | st.integers(1, 10**6)
 configs = st.builds(
     MollyConfig,
     roles=st.text('xnbe', min_size=1, max_size=8),
-    alpha=positive, beta=positive, noise_power=positive, blur_power=positive, min_scale=positive,
+    alpha=positive,
+    beta=positive,
+    noise_power=positive,
+    blur_power=positive,
+    min_scale=positive,
 )
 
 
@@ -33,13 +37,16 @@ def test_the_default_is_the_papers_setting_and_the_shortest_string():
     assert str(MollyConfig.from_string('molly-b2-s0.3-k1-a1-mxnb')) == 'molly'
 
 
-@pytest.mark.parametrize(('string', 'changed'), [
-    ('molly-b4-mxn', {'beta': 4, 'roles': 'xn'}),
-    ('molly-mxxnbe', {'roles': 'xxnbe'}),
-    ('molly-kn12-kb4.5', {'noise_power': 12, 'blur_power': 4.5}),
-    ('molly-k1000', {'noise_power': 1000, 'blur_power': 1000}),
-    ('molly-a.5-s1', {'alpha': 0.5, 'min_scale': 1}),
-])
+@pytest.mark.parametrize(
+    ('string', 'changed'),
+    [
+        ('molly-b4-mxn', {'beta': 4, 'roles': 'xn'}),
+        ('molly-mxxnbe', {'roles': 'xxnbe'}),
+        ('molly-kn12-kb4.5', {'noise_power': 12, 'blur_power': 4.5}),
+        ('molly-k1000', {'noise_power': 1000, 'blur_power': 1000}),
+        ('molly-a.5-s1', {'alpha': 0.5, 'min_scale': 1}),
+    ],
+)
 def test_sections_mean_what_the_grammar_says(string, changed):
     config = MollyConfig.from_string(string)
     assert config == dataclasses.replace(MollyConfig(), **changed)
@@ -50,26 +57,32 @@ def test_it_is_frozen():
         MollyConfig().beta = 3
 
 
-@pytest.mark.parametrize(('string', 'words'), [
-    ('molly-z3', "section 'z3' in 'molly-z3'. Sections are m<roles>"),
-    ('molly-bx', "section 'bx'"),
-    ('molly-b', "section 'b'"),
-    ('molly-b-2', "section 'b'"),
-    ('molly-b1e3', "section 'b1e3'"),
-    ('molly-bnan', "section 'bnan'"),
-    ('molly-', "section ''"),
-    ('molly-b0', "beta must be a finite number above 0, got 0.0 (in 'molly-b0')"),
-    ('molly-a0', 'alpha must be a finite number above 0'),
-    ('molly-k0', 'noise_power must be a finite number above 0, got 0.0; for labels that keep'),
-    ('molly-s0', 'min_scale must be a finite number above 0'),
-    ('molly-mq', "letters x, n, b, e (clean, noise, blur, nothing but noise), such as xnb, got 'q' (in 'molly-mq')"),
-    ('molly-m', "section 'm'"),
-    ('molly-b2-b3', "beta is given twice in 'molly-b2-b3'"),
-    ('molly-k2-kn3', "noise_power is given twice in 'molly-k2-kn3', the second time by 'kn3'"),
-    ('mollyb4', "starts with 'molly'"),
-    ('Molly', "starts with 'molly'"),
-    ('rand-m9', "starts with 'molly'"),
-])
+@pytest.mark.parametrize(
+    ('string', 'words'),
+    [
+        ('molly-z3', "section 'z3' in 'molly-z3'. Sections are m<roles>"),
+        ('molly-bx', "section 'bx'"),
+        ('molly-b', "section 'b'"),
+        ('molly-b-2', "section 'b'"),
+        ('molly-b1e3', "section 'b1e3'"),
+        ('molly-bnan', "section 'bnan'"),
+        ('molly-', "section ''"),
+        ('molly-b0', "beta must be a finite number above 0, got 0.0 (in 'molly-b0')"),
+        ('molly-a0', 'alpha must be a finite number above 0'),
+        ('molly-k0', 'noise_power must be a finite number above 0, got 0.0; labels that keep'),
+        ('molly-s0', 'min_scale must be a finite number above 0'),
+        (
+            'molly-mq',
+            "letters x, n, b, e (clean, noise, blur, nothing but noise), such as xnb, got 'q' (in 'molly-mq')",
+        ),
+        ('molly-m', "section 'm'"),
+        ('molly-b2-b3', "beta is given twice in 'molly-b2-b3'"),
+        ('molly-k2-kn3', "noise_power is given twice in 'molly-k2-kn3', the second time by 'kn3'"),
+        ('mollyb4', "starts with 'molly'"),
+        ('Molly', "starts with 'molly'"),
+        ('rand-m9', "starts with 'molly'"),
+    ],
+)
 def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
     with pytest.raises(ValueError) as error:
         MollyConfig.from_string(string)
@@ -94,21 +107,33 @@ def test_any_text_gives_a_config_or_a_value_error(text):
         assert config is None or rest != ''
 
 
-@pytest.mark.parametrize(('aa', 'config', 'rest'), [
-    ('molly', 'molly', None),
-    ('molly-b4+rand-m9-mstd0.5-inc1', 'molly-b4', 'rand-m9-mstd0.5-inc1'),
-    ('augmix-m5-w4-d2+molly-mxn', 'molly-mxn', 'augmix-m5-w4-d2'),
-    ('molly + original', 'molly', 'original'),
-    ('rand-m9-mstd0.5-inc1', None, 'rand-m9-mstd0.5-inc1'),
-    ('', None, ''),
-])
+@pytest.mark.parametrize(
+    ('aa', 'config', 'rest'),
+    [
+        ('molly', 'molly', None),
+        ('molly-b4+rand-m9-mstd0.5-inc1', 'molly-b4', 'rand-m9-mstd0.5-inc1'),
+        ('augmix-m5-w4-d2+molly-mxn', 'molly-mxn', 'augmix-m5-w4-d2'),
+        ('molly + original', 'molly', 'original'),
+        ('rand-m9-mstd0.5-inc1', None, 'rand-m9-mstd0.5-inc1'),
+        ('', None, ''),
+    ],
+)
 def test_molly_is_taken_out_of_the_aa_string(aa, config, rest):
     assert split_aa(aa) == (config and MollyConfig.from_string(config), rest)
 
 
-@pytest.mark.parametrize('aa', [
-    'molly+molly-b2', 'rand-m9-molly', 'rand-m9+v0+molly', 'molly+', '+molly', 'rand-m9-molly+molly', 'my-molly',
-])
+@pytest.mark.parametrize(
+    'aa',
+    [
+        'molly+molly-b2',
+        'rand-m9-molly',
+        'rand-m9+v0+molly',
+        'molly+',
+        '+molly',
+        'rand-m9-molly+molly',
+        'my-molly',
+    ],
+)
 def test_molly_is_taken_once_beside_one_policy(aa):
     with pytest.raises(ValueError, match='--aa takes molly once') as error:
         split_aa(aa)

@@ -41,7 +41,7 @@ def test_the_metrics_are_their_definitions():
     p /= p.sum(1, keepdims=True)
     y = target.numpy()
     confidence, correct = p.max(1), p.argmax(1) == y
-    ece = 0.
+    ece = 0.0
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         if inside.any():
@@ -57,6 +57,7 @@ def test_the_digits_are_scikit_learns(tmp_path):
     assert len(files) == 1797
     assert {path.parent.name for path in files} == {str(digit) for digit in range(10)}
     from sklearn.datasets import load_digits
+
     data = load_digits()
     for path in files[::200]:
         i = int(path.stem)
@@ -66,12 +67,15 @@ def test_the_digits_are_scikit_learns(tmp_path):
             np.testing.assert_allclose(np.asarray(image, float) * 16 / 255, data.images[i], atol=0.1)
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['--aa', 'rand-m9'], 'has no molly in it'),
-    (['--aa', 'molly-z3'], "section 'z3'"),
-    (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
-    (['--epochs', '0'], 'epochs must be 1 or more'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--aa', 'rand-m9'], 'has no molly in it'),
+        (['--aa', 'molly-z3'], "section 'z3'"),
+        (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
+        (['--epochs', '0'], 'epochs must be 1 or more'),
+    ],
+)
 def test_bad_options_are_named_in_a_line(tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert main(['demo', *arguments]) == 2

@@ -53,7 +53,10 @@ def test_blur_is_the_heat_equation_in_the_cosine_basis(shape, dtype, min_scale, 
     assert out.dtype == dtype
     assert out.shape == x.shape
     np.testing.assert_allclose(
-        out.double().numpy(), reference_blur(x, t, min_scale), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype],
+        out.double().numpy(),
+        reference_blur(x, t, min_scale),
+        atol=TOLERANCE[dtype],
+        rtol=TOLERANCE[dtype],
     )
 
 
@@ -101,17 +104,17 @@ def test_the_ends_of_the_scale():
 @given(temperatures, st.floats(0.01, 1000))
 def test_label_weights_follow_the_snr_and_t(t, power):
     alpha, sigma = math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
-    expected = 0. if sigma == 0 else (1 / (1 + (alpha / sigma) ** 2)) ** power if sigma > 1e-150 else None
+    expected = 0.0 if sigma == 0 else (1 / (1 + (alpha / sigma) ** 2)) ** power if sigma > 1e-150 else None
     if expected is not None:
         gamma = noise_gamma(torch.tensor(t, dtype=torch.float64), power).item()
         assert gamma == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert blur_gamma(torch.tensor(t, dtype=torch.float64), power).item() == pytest.approx(t ** power, rel=1e-9)
+    assert blur_gamma(torch.tensor(t, dtype=torch.float64), power).item() == pytest.approx(t**power, rel=1e-9)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_label_weights_stay_in_the_unit_interval_and_rise(dtype):
     t = torch.linspace(0, 1, 1001, dtype=dtype)
-    for gamma in (noise_gamma(t), blur_gamma(t), noise_gamma(t, 1000.), blur_gamma(t, 0.01)):
+    for gamma in (noise_gamma(t), blur_gamma(t), noise_gamma(t, 1000.0), blur_gamma(t, 0.01)):
         assert gamma[0] == 0
         assert gamma[-1] == 1
         assert (gamma.diff() >= 0).all()
@@ -176,25 +179,28 @@ def test_gradients_flow_even_after_a_call_in_inference_mode():
 def test_huge_and_tiny_images():
     tall = images((1, 1, 4096, 2), torch.float32)
     assert blur(tall, torch.tensor([0.5])).isfinite().all()
-    assert torch.equal(blur(torch.ones(2, 3, 1, 1), torch.tensor([0., 1.])), torch.ones(2, 3, 1, 1))
+    assert torch.equal(blur(torch.ones(2, 3, 1, 1), torch.tensor([0.0, 1.0])), torch.ones(2, 3, 1, 1))
 
 
-@pytest.mark.parametrize(('call', 'words'), [
-    (lambda x, t: blur(x[0], t), r'x must be .* \(B, C, H, W\), got torch.float32 of shape \(3, 8, 8\)'),
-    (lambda x, t: blur((x * 255).to(torch.uint8), t), 'got torch.uint8 of shape'),
-    (lambda x, t: blur(x[..., :0], t), r'of shape \(2, 3, 8, 0\)'),
-    (lambda x, t: blur(x.numpy(), t), 'got ndarray'),
-    (lambda x, t: noise(x, t[:1], x), r't must be a floating-point tensor of shape \(2,\), got .* \(1,\)'),
-    (lambda x, t: noise(x, t.long(), x), 'got torch.int64'),
-    (lambda x, t: noise(x, t * math.nan, x), r't must be in \[0, 1\], got nan at index 0'),
-    (lambda x, t: blur(x, t + 0.8), r't must be in \[0, 1\], got 1.2999.* at index 1'),
-    (lambda x, t: blur(x, t - 0.1), r't must be in \[0, 1\], got -0.1\d* at index 0'),
-    (lambda x, t: noise(x, t, x[:1]), r'eps must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
-    (lambda x, t: blur(x, t, 0.), r'min_scale must be above 0 and at most the image side \(8 px\), got 0'),
-    (lambda x, t: blur(x, t, 9.), 'min_scale .* got 9'),
-    (lambda x, t: smooth(torch.tensor([0, 1]), t), r'y must hold soft labels \(B, K\)'),
-    (lambda x, t: smooth(torch.eye(2), t * 3), r'gamma must be in \[0, 1\], got 1.5'),
-])
+@pytest.mark.parametrize(
+    ('call', 'words'),
+    [
+        (lambda x, t: blur(x[0], t), r'x must be .* \(B, C, H, W\), got torch.float32 of shape \(3, 8, 8\)'),
+        (lambda x, t: blur((x * 255).to(torch.uint8), t), 'got torch.uint8 of shape'),
+        (lambda x, t: blur(x[..., :0], t), r'of shape \(2, 3, 8, 0\)'),
+        (lambda x, t: blur(x.numpy(), t), 'got ndarray'),
+        (lambda x, t: noise(x, t[:1], x), r't must be a floating-point tensor of shape \(2,\), got .* \(1,\)'),
+        (lambda x, t: noise(x, t.long(), x), 'got torch.int64'),
+        (lambda x, t: noise(x, t * math.nan, x), r't must be in \[0, 1\], got nan at index 0'),
+        (lambda x, t: blur(x, t + 0.8), r't must be in \[0, 1\], got 1.2999.* at index 1'),
+        (lambda x, t: blur(x, t - 0.1), r't must be in \[0, 1\], got -0.1\d* at index 0'),
+        (lambda x, t: noise(x, t, x[:1]), r'eps must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
+        (lambda x, t: blur(x, t, 0.0), r'min_scale must be above 0 and at most the image side \(8 px\), got 0'),
+        (lambda x, t: blur(x, t, 9.0), 'min_scale .* got 9'),
+        (lambda x, t: smooth(torch.tensor([0, 1]), t), r'y must hold soft labels \(B, K\)'),
+        (lambda x, t: smooth(torch.eye(2), t * 3), r'gamma must be in \[0, 1\], got 1.5'),
+    ],
+)
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
-        call(torch.zeros(2, 3, 8, 8), torch.tensor([0., 0.5]))
+        call(torch.zeros(2, 3, 8, 8), torch.tensor([0.0, 0.5]))

@@ -17,10 +17,16 @@ def make(image_folder, aa='molly', **options):
     return create_loader(dataset, input_size=(3, 32, 32), batch_size=8, auto_augment=aa, **options)
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'use_prefetcher': False}, {'use_multi_epochs_loader': True},
-    {'collate_fn': FastCollateMixup(mixup_alpha=0.2, num_classes=3)},
-], ids=['prefetcher', 'no prefetcher', 'multi-epochs', 'mixup'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'use_prefetcher': False},
+        {'use_multi_epochs_loader': True},
+        {'collate_fn': FastCollateMixup(mixup_alpha=0.2, num_classes=3)},
+    ],
+    ids=['prefetcher', 'no prefetcher', 'multi-epochs', 'mixup'],
+)
 def test_it_behaves_like_the_loader_that_it_wraps(image_folder, options):
     loader, plain = make(image_folder, **options), make(image_folder, None, **options)
     assert isinstance(loader, MollyLoader)
@@ -37,7 +43,7 @@ def test_it_behaves_like_the_loader_that_it_wraps(image_folder, options):
 
 
 def test_mixup_can_be_asked_and_switched_off(image_folder):
-    mixup = FastCollateMixup(mixup_alpha=1., num_classes=3)
+    mixup = FastCollateMixup(mixup_alpha=1.0, num_classes=3)
     loader = make(image_folder, collate_fn=mixup)
     assert loader.mixup_enabled is True
     loader.mixup_enabled = False
@@ -50,7 +56,7 @@ def test_mixup_can_be_asked_and_switched_off(image_folder):
 def test_index_targets_come_out_coupled_and_mixed_ones_dense(image_folder):
     _, target = next(iter(make(image_folder)))
     assert isinstance(target, CoupledTarget)
-    _, target = next(iter(make(image_folder, collate_fn=FastCollateMixup(mixup_alpha=1., num_classes=3))))
+    _, target = next(iter(make(image_folder, collate_fn=FastCollateMixup(mixup_alpha=1.0, num_classes=3))))
     torch.testing.assert_close(target.sum(1), torch.ones(8))
 
 
@@ -71,6 +77,6 @@ def test_iterable_attributes_and_assignments_reach_the_loader(image_folder):
 
 
 def test_multi_label_batches_are_refused_at_the_first_batch():
-    loader = MollyLoader([(torch.zeros(2, 3, 8, 8), torch.tensor([[1., 1, 0], [0, 0, 0]]))], Mollify())
+    loader = MollyLoader([(torch.zeros(2, 3, 8, 8), torch.tensor([[1.0, 1, 0], [0, 0, 0]]))], Mollify())
     with pytest.raises(ValueError, match='Multi-label targets cannot be mollified: train without --aa molly'):
         next(iter(loader))

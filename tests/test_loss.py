@@ -9,7 +9,7 @@ from timm_molly import CoupledTarget
 from timm_molly.loss import CoupledCrossEntropy, NormalizedCrossEntropy
 
 
-def draw(seed, batch, num_classes, scale=3.):
+def draw(seed, batch, num_classes, scale=3.0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, num_classes, generator=generator, dtype=torch.float64) * scale
     labels = torch.randint(num_classes, (batch,), generator=generator)
@@ -25,13 +25,13 @@ def normalized_reference(logits, y):
             exps = [mpmath.e ** mpmath.mpf(z) for z in row]
             f = [e / sum(exps) for e in exps]
             g = mpmath.exp(sum(mpmath.log(p) for p in f) / len(f))
-            means = [mpmath.quad(lambda u, p=p: p ** (1 - u) * g ** u, [0, 1]) for p in f]
+            means = [mpmath.quad(lambda u, p=p, g=g: p ** (1 - u) * g**u, [0, 1]) for p in f]
             total += -sum(w * mpmath.log(p) for w, p in zip(label, f, strict=True)) + mpmath.log(sum(means))
         return float(total / len(y))
 
 
 @settings(deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 8), st.integers(2, 12), st.sampled_from([0., 0.1, 0.5]))
+@given(st.integers(0, 1000), st.integers(1, 8), st.integers(2, 12), st.sampled_from([0.0, 0.1, 0.5]))
 def test_coupled_cross_entropy_is_cross_entropy_of_the_soft_label(seed, batch, num_classes, smoothing):
     logits, labels, gamma = draw(seed, batch, num_classes)
     loss = CoupledCrossEntropy(smoothing)
@@ -48,7 +48,7 @@ def test_coupled_cross_entropy_is_cross_entropy_of_the_soft_label(seed, batch, n
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 1000), st.integers(1, 3), st.integers(2, 5), st.sampled_from([0.001, 1., 10.]))
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(2, 5), st.sampled_from([0.001, 1.0, 10.0]))
 def test_normalized_cross_entropy_is_its_definition(seed, batch, num_classes, scale):
     logits, labels, gamma = draw(seed, batch, num_classes, scale)
     target = CoupledTarget(labels, gamma)
@@ -57,15 +57,22 @@ def test_normalized_cross_entropy_is_its_definition(seed, batch, num_classes, sc
     torch.testing.assert_close(NormalizedCrossEntropy()(logits, target.dense(num_classes)), value)
 
 
-@pytest.mark.parametrize('logits', [
-    [[0., 0, 0]], [[1e-9, 0, -1e-9]], [[300., -300, 0]], [[1., 1, -80]], [[0.01, 0, -0.01]],
-])
+@pytest.mark.parametrize(
+    'logits',
+    [
+        [[0.0, 0, 0]],
+        [[1e-9, 0, -1e-9]],
+        [[300.0, -300, 0]],
+        [[1.0, 1, -80]],
+        [[0.01, 0, -0.01]],
+    ],
+)
 def test_normalized_cross_entropy_is_finite_where_its_formula_divides_zero_by_zero(logits):
     logits = torch.tensor(logits, requires_grad=True)
     value = NormalizedCrossEntropy()(logits, torch.tensor([0]))
     value.backward()
     assert logits.grad.isfinite().all()
-    expected = normalized_reference(logits.detach(), torch.tensor([[1., 0, 0]]))
+    expected = normalized_reference(logits.detach(), torch.tensor([[1.0, 0, 0]]))
     assert value.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -78,11 +85,11 @@ def test_normalized_cross_entropy_gradient():
 
 def test_coupled_cross_entropy_builds_no_dense_label(monkeypatch):
     monkeypatch.setattr(CoupledTarget, 'dense', lambda *_: pytest.fail('built a (B, K) label'))
-    CoupledCrossEntropy(0.1)(torch.zeros(2, 5), CoupledTarget(torch.tensor([1, 2]), torch.tensor([0., 0.5])))
+    CoupledCrossEntropy(0.1)(torch.zeros(2, 5), CoupledTarget(torch.tensor([1, 2]), torch.tensor([0.0, 0.5])))
 
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r'smoothing must be in \[0, 1\), got 1'):
-        CoupledCrossEntropy(1.)
+        CoupledCrossEntropy(1.0)
     with pytest.raises(ValueError, match=r'logits must be \(B, K\) and target \(B,\) or \(B, K\), got .*\(3,\)'):
         CoupledCrossEntropy()(torch.zeros(2, 5), torch.tensor([1, 2, 3]))

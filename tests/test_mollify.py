@@ -123,25 +123,28 @@ def test_images_that_require_a_gradient_are_taken_as_data():
     assert out.grad_fn is None
 
 
-@pytest.mark.parametrize(('call', 'words'), [
-    (lambda x, y: Mollify()(x.to(torch.uint8), y), r'x must be .*got torch.uint8 of shape \(12, 3, 8, 8\)'),
-    (lambda x, y: Mollify()([x, x], y), 'x must be .*got list'),
-    (lambda x, y: Mollify()(x, y[:3]), r'target must be class indices \(12,\) .* got torch.int64 of shape \(3,\)'),
-    (lambda x, y: Mollify()(x, y[:, None, None]), r'shape \(12, 1, 1\)'),
-    (lambda x, y: Mollify()(x, y.float()), 'labels must be class indices'),
-    (lambda x, y: Mollify()(x, y - 5), 'labels must not be negative, got -5'),
-    (lambda x, y: Mollify()(x, torch.ones(12, 5)), r'row that sums to 5. Multi-label targets cannot be mollified'),
-    (lambda x, y: Mollify()(x, torch.full((12, 5), math.nan)), 'row that sums to nan'),
-    (lambda x, y: Mollify()(x, torch.ones(12, 5, dtype=torch.int64)), 'soft labels of a floating-point dtype'),
-    (lambda x, y: Mollify(num_splits=5)(x, y), 'a batch of 12 images cannot be 5 augmentation splits'),
-    (lambda x, y: Mollify(num_splits=0), 'num_splits must be 1 or more, got 0'),
-    (lambda x, y: Mollify('molly-b4'), "config must be a MollyConfig.*got 'molly-b4'"),
-    (lambda x, y: Mollify().apply(x, y, 'xq' * 6, torch.zeros(12)), "roles must be 12 letters of 'xnbe'"),
-    (lambda x, y: Mollify().apply(x, y, 'x', torch.zeros(12)), 'roles must be 12 letters'),
-    (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.full((12,), math.nan)), r't must be in \[0, 1\], got nan'),
-    (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.zeros(12, device='meta')), 't must be on the CPU'),
-    (lambda x, y: Mollify(MollyConfig(min_scale=9))(x, y), r'min_scale .* image side \(8 px\), got 9'),
-])
+@pytest.mark.parametrize(
+    ('call', 'words'),
+    [
+        (lambda x, y: Mollify()(x.to(torch.uint8), y), r'x must be .*got torch.uint8 of shape \(12, 3, 8, 8\)'),
+        (lambda x, y: Mollify()([x, x], y), 'x must be .*got list'),
+        (lambda x, y: Mollify()(x, y[:3]), r'target must be class indices \(12,\) .* got torch.int64 of shape \(3,\)'),
+        (lambda x, y: Mollify()(x, y[:, None, None]), r'shape \(12, 1, 1\)'),
+        (lambda x, y: Mollify()(x, y.float()), 'labels must be class indices'),
+        (lambda x, y: Mollify()(x, y - 5), 'labels must not be negative, got -5'),
+        (lambda x, y: Mollify()(x, torch.ones(12, 5)), r'row that sums to 5. Multi-label targets cannot be mollified'),
+        (lambda x, y: Mollify()(x, torch.full((12, 5), math.nan)), 'row that sums to nan'),
+        (lambda x, y: Mollify()(x, torch.ones(12, 5, dtype=torch.int64)), 'soft labels of a floating-point dtype'),
+        (lambda x, y: Mollify(num_splits=5)(x, y), 'a batch of 12 images cannot be 5 augmentation splits'),
+        (lambda x, y: Mollify(num_splits=0), 'num_splits must be 1 or more, got 0'),
+        (lambda x, y: Mollify('molly-b4'), "config must be a MollyConfig.*got 'molly-b4'"),
+        (lambda x, y: Mollify().apply(x, y, 'xq' * 6, torch.zeros(12)), "roles must be 12 letters of 'xnbe'"),
+        (lambda x, y: Mollify().apply(x, y, 'x', torch.zeros(12)), 'roles must be 12 letters'),
+        (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.full((12,), math.nan)), r't must be in \[0, 1\], got nan'),
+        (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.zeros(12, device='meta')), 't must be on the CPU'),
+        (lambda x, y: Mollify(MollyConfig(min_scale=9))(x, y), r'min_scale .* image side \(8 px\), got 9'),
+    ],
+)
 def test_bad_input_is_named(call, words):
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=words):

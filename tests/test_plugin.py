@@ -26,12 +26,14 @@ def make(image_folder):
         dataset = dataset or create_dataset('', root=str(image_folder), split='train')
         options = {'is_training': True, 'num_workers': 1, 'device': torch.device('cpu'), **options}
         return timm.data.create_loader(dataset, (3, 32, 32), 8, auto_augment=aa, **options)
+
     return make
 
 
 def replaced():
     return (
-        timm.data.create_loader, timm.data.loader.create_loader,
+        timm.data.create_loader,
+        timm.data.loader.create_loader,
         timm.data.transforms_factory.transforms_imagenet_train,
     )
 
@@ -42,8 +44,9 @@ def test_register_and_unregister_are_idempotent_and_put_timm_back():
     assert replaced() == ours
     unregister()
     original = replaced()
-    assert all(function.__module__.startswith('timm.data') and not hasattr(function, '_timm_molly')
-               for function in original)
+    assert all(
+        function.__module__.startswith('timm.data') and not hasattr(function, '_timm_molly') for function in original
+    )
     unregister()
     assert replaced() == original
     register()
@@ -53,15 +56,20 @@ def test_register_and_unregister_are_idempotent_and_put_timm_back():
 def test_nothing_else_of_timm_is_replaced():
     def functions():
         return {
-            (name, key): value for name, module in sys.modules.items() if name.split('.')[0] == 'timm'
-            for key, value in vars(module).items() if callable(value)
+            (name, key): value
+            for name, module in sys.modules.items()
+            if name.split('.')[0] == 'timm'
+            for key, value in vars(module).items()
+            if callable(value)
         }
+
     with_ours = functions()
     unregister()
     without = functions()
     different = {key for key in without if with_ours[key] is not without[key]}
     assert different == {
-        ('timm.data', 'create_loader'), ('timm.data.loader', 'create_loader'),
+        ('timm.data', 'create_loader'),
+        ('timm.data.loader', 'create_loader'),
         ('timm.data.transforms_factory', 'transforms_imagenet_train'),
     }
 
@@ -125,7 +133,9 @@ def test_only_the_first_rank_speaks(make, caplog, monkeypatch):
 
 @pytest.mark.parametrize('aa', ['molly', 'molly-b4', 'rand-m9-mstd0.5-inc1+molly', 'augmix-m5-w4-d2+molly'])
 def test_a_transform_cannot_mollify_and_says_the_way_out(aa):
-    with pytest.raises(ValueError, match=r'see no label: use timm.data.create_loader .* or timm_molly.Mollify') as error:
+    with pytest.raises(
+        ValueError, match=r'see no label: use timm.data.create_loader .* or timm_molly.Mollify'
+    ) as error:
         create_transform((3, 32, 32), is_training=True, auto_augment=aa)
     assert repr(aa) in str(error.value)
     create_transform((3, 32, 32), is_training=True, auto_augment='rand-m9-mstd0.5-inc1')
@@ -134,6 +144,7 @@ def test_a_transform_cannot_mollify_and_says_the_way_out(aa):
 def test_a_loader_imported_before_registering_says_so(image_folder):
     unregister()
     from timm.data import create_loader
+
     register()
     dataset = create_dataset('', root=str(image_folder), split='train')
     with pytest.raises(ValueError, match='imported after timm_molly is registered'):
@@ -145,7 +156,11 @@ def test_naflex_loaders_are_refused(image_folder):
     dataset = create_dataset('', root=str(image_folder), split='train')
     with pytest.raises(ValueError, match='without --naflex-loader'):
         timm.data.create_naflex_loader(
-            dataset, patch_size=16, train_seq_lens=(16,), is_training=True, auto_augment='molly',
+            dataset,
+            patch_size=16,
+            train_seq_lens=(16,),
+            is_training=True,
+            auto_augment='molly',
             device=torch.device('cpu'),
         )
 
@@ -175,7 +190,7 @@ def test_new_timm_versions_are_welcome(make, monkeypatch, version):
 
 
 def test_a_timm_without_create_loader_is_named():
-    with pytest.raises(ImportError, match='has no timm.data.create_loader, which --aa molly needs'):
+    with pytest.raises(ImportError, match=r'has no timm\.data\.create_loader, which --aa molly needs'):
         plugin.install(types.ModuleType('timm.data'))
 
 

@@ -93,16 +93,22 @@ def test_an_image_that_cannot_be_read_is_named_in_a_line(photo, tmp_path, capsys
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['--aa', 'molly-z3'], "section 'z3'"),
-    (['--aa', 'rand-m9'], 'nothing to draw'),
-    (['--aa', 'molly-mxe'], 'nothing to draw'),
-    (['--aa', 'molly-s99', '--img-size', '32'], 'min_scale must be above 0 and at most the image side (32 px), got 99'),
-    (['--img-size', '0'], 'got 0 and 1000'),
-    (['--num-classes', '1'], 'got 224 and 1'),
-    (['-o', 'no/folder/out.png'], "no folder 'no/folder'"),
-    (['-o', 'out.xyz'], "must be a .png, .pdf or .svg file, got 'out.xyz'"),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--aa', 'molly-z3'], "section 'z3'"),
+        (['--aa', 'rand-m9'], 'nothing to draw'),
+        (['--aa', 'molly-mxe'], 'nothing to draw'),
+        (
+            ['--aa', 'molly-s99', '--img-size', '32'],
+            'min_scale must be above 0 and at most the image side (32 px), got 99',
+        ),
+        (['--img-size', '0'], 'got 0 and 1000'),
+        (['--num-classes', '1'], 'got 224 and 1'),
+        (['-o', 'no/folder/out.png'], "no folder 'no/folder'"),
+        (['-o', 'out.xyz'], "must be a .png, .pdf or .svg file, got 'out.xyz'"),
+    ],
+)
 def test_bad_options_are_named_in_a_line(photo, tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert main(['preview', str(photo), *arguments]) == 2
@@ -124,5 +130,4 @@ def test_an_interrupted_write_leaves_the_old_picture(photo, tmp_path, monkeypatc
 def test_without_matplotlib_the_extra_is_named(photo, capsys, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
     assert main(['preview', str(photo)]) == 2
-    assert capsys.readouterr().err == (
-        'timm-molly preview: drawing needs matplotlib: pip install "timm-molly[plot]"\n')
+    assert capsys.readouterr().err == ('timm-molly preview: drawing needs matplotlib: pip install "timm-molly[plot]"\n')

@@ -1,4 +1,5 @@
 """timm's train.py with `--aa molly`, whole: the script named by TIMM_TRAIN_SCRIPT, or the stand-in beside this file."""
+
 import functools
 import json
 import math
@@ -71,6 +72,7 @@ def arguments(image_folder: Path, output: Path, options: str) -> list[str]:
 @pytest.fixture
 def train(image_folder, tmp_path, python):
     """Train with the given options, and return the log and what the loss was given."""
+
     def run(options: str):
         record = tmp_path / 'record.json'
         record.unlink(missing_ok=True)
@@ -81,6 +83,7 @@ def train(image_folder, tmp_path, python):
             pytest.skip(f'this train script fails on the CPU without molly too: {log.strip().splitlines()[-1]}')
         assert done.returncode == 0, log[-4000:]
         return log, json.loads(record.read_text())
+
     return run
 
 
@@ -127,7 +130,7 @@ def test_index_targets_reach_the_loss_coupled(name, train, teacher):
         assert batch['t'] == batch['t'][:views] * splits
         assert len(call['gamma']) == views
         for gamma, role, t in zip(call['gamma'], batch['roles'], batch['t'], strict=False):
-            noise, blur = math.sin(math.pi * t / 2) ** (2 * k), t ** k
+            noise, blur = math.sin(math.pi * t / 2) ** (2 * k), t**k
             assert gamma == pytest.approx({'x': 0, 'n': noise, 'b': blur}[role], abs=1e-5)
     roles = ''.join(batch['roles'] for batch in batches)
     assert set(roles) == set('xn' if 'settings' in name else 'xnb')
@@ -212,15 +215,18 @@ def test_the_environment_switches_it_off(off, image_folder, tmp_path, python):
     assert 'Mollification' not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    ('--aa molly-z3', 'z3'),
-    ('--aa molly-bx', 'bx'),
-    ('--aa molly-b0', 'beta must be a finite number above 0'),
-    ('--aa molly-mq', 'roles must be one or more of the letters x, n, b, e'),
-    ('--aa molly+molly-b2', "'molly' and 'molly-b2'"),
-    ('--aa rand-m9-molly', "joined with '+' to at most one other policy"),
-    ('--aa molly --naflex-loader --model test_vit', 'without --naflex-loader'),
-])
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ('--aa molly-z3', 'z3'),
+        ('--aa molly-bx', 'bx'),
+        ('--aa molly-b0', 'beta must be a finite number above 0'),
+        ('--aa molly-mq', 'roles must be one or more of the letters x, n, b, e'),
+        ('--aa molly+molly-b2', "'molly' and 'molly-b2'"),
+        ('--aa rand-m9-molly', "joined with '+' to at most one other policy"),
+        ('--aa molly --naflex-loader --model test_vit', 'without --naflex-loader'),
+    ],
+)
 def test_what_cannot_work_is_refused_before_training(options, words, image_folder, tmp_path, python):
     done = python(SCRIPT, *arguments(image_folder, tmp_path, options))
     assert done.returncode != 0

@@ -1,8 +1,9 @@
-"""A stand-in for timm's `train.py`, which is not in timm's wheel: the same timm calls, order and flags, far fewer of them.
+"""A stand-in for timm's `train.py`, which is not in timm's wheel: the same timm calls in the same order, fewer flags.
 
 The end-to-end tests run it where `TIMM_TRAIN_SCRIPT` names no real one. It knows nothing of timm-molly. One thing
 differs on purpose: distributed training works on the CPU (`device_ids=None`).
 """
+
 import argparse
 import json
 import logging
@@ -71,12 +72,12 @@ def parse_args():
     add('--jsd-loss', action='store_true')
     add('--bce-loss', action='store_true')
     add('--bce-target-thresh', type=float)
-    add('--reprob', type=float, default=0.)
+    add('--reprob', type=float, default=0.0)
     add('--remode', default='pixel')
     add('--recount', type=int, default=1)
     add('--resplit', action='store_true')
-    add('--mixup', type=float, default=0.)
-    add('--cutmix', type=float, default=0.)
+    add('--mixup', type=float, default=0.0)
+    add('--cutmix', type=float, default=0.0)
     add('--mixup-off-epoch', type=int, default=0)
     add('--smoothing', type=float, default=0.1)
     add('--split-bn', action='store_true')
@@ -282,11 +283,17 @@ def main():
     if utils.is_primary(args):
         output = utils.get_outdir(args.output or './output/train', args.experiment or 'run')
         saver = utils.CheckpointSaver(
-            model=task.get_trainable_module(), optimizer=optimizer, args=args, checkpoint_dir=output,
-            recovery_dir=output, task=task,
+            model=task.get_trainable_module(),
+            optimizer=optimizer,
+            args=args,
+            checkpoint_dir=output,
+            recovery_dir=output,
+            task=task,
         )
     scheduler, epochs = create_scheduler_v2(
-        optimizer, **scheduler_kwargs(args), updates_per_epoch=len(loader_train) // args.grad_accum_steps,
+        optimizer,
+        **scheduler_kwargs(args),
+        updates_per_epoch=len(loader_train) // args.grad_accum_steps,
     )
     results = []
     for epoch in range(start_epoch, epochs):
@@ -295,7 +302,8 @@ def main():
                 sampler.set_epoch(epoch)
                 break
         train = train_one_epoch(
-            epoch, task, loader_train, optimizer, scheduler, args, autocast, device, dtype, mixup_fn)
+            epoch, task, loader_train, optimizer, scheduler, args, autocast, device, dtype, mixup_fn
+        )
         metrics = validate(eval_model, loader_eval, args, autocast, device, dtype)
         if task.get_trainable_module(ema=True) is not None:
             metrics = validate(task.get_eval_model(ema=True), loader_eval, args, autocast, device, dtype)

@@ -6,6 +6,7 @@
 
 Names load on first use: PyTorch imports this package in every process that imports torch.
 """
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,5 @@
 """`python -m timm_molly train.py ...` runs a train script with the plugin registered; other words as `timm-molly`."""
+
 import sys
 
 from timm_molly.cli import COMMANDS, main

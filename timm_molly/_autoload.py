@@ -3,6 +3,7 @@
 It must cost next to nothing and never raise: whatever is wrong here, `import torch` and other people's scripts go on.
 So it imports nothing heavy, and only arranges for `plugin.install` to run once timm is imported.
 """
+
 import logging
 import os
 from types import ModuleType
@@ -14,6 +15,7 @@ def autoload() -> None:
         return
     try:
         from wrapt import register_post_import_hook
+
         register_post_import_hook(_on_import, 'timm.data')
     except Exception as error:
         _warn(error)
@@ -22,6 +24,7 @@ def autoload() -> None:
 def _on_import(timm_data: ModuleType) -> None:
     try:
         from timm_molly.plugin import install
+
         install(timm_data)
     except Exception as error:
         _warn(error)

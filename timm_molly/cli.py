@@ -1,4 +1,5 @@
 """The `timm-molly` command."""
+
 from __future__ import annotations
 
 import argparse
@@ -21,10 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_script(args.script)
         elif args.command == 'preview':
             from timm_molly.preview import preview
+
             preview(args.images, args.aa, args.output, args.img_size, args.num_classes)
             print(f'wrote {args.output}')
         else:
             from timm_molly.demo import demo
+
             demo(args.data_dir, args.output, args.aa, args.img_size, args.epochs, args.seed)
     except (ImportError, OSError, ValueError) as error:
         print(f'timm-molly {args.command}: {error}', file=sys.stderr)
@@ -40,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
 
     command = commands.add_parser(
-        'run', help='run a train script with the plugin registered, where autoload is off',
+        'run',
+        help='run a train script with the plugin registered, where autoload is off',
         description='Run a train script with --aa molly available, as `python SCRIPT ARGUMENTS` does where PyTorch '
         'loads the plugin by itself. Under torchrun: torchrun ... -m timm_molly SCRIPT ARGUMENTS.',
     )
@@ -48,25 +52,42 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('arguments', metavar='ARGUMENTS', nargs=argparse.REMAINDER, help='handed on as they are')
 
     command = commands.add_parser(
-        'preview', help='draw what the network will see',
+        'preview',
+        help='draw what the network will see',
         description='Draw noise and blur at t = 0, 0.2 ... 1, with the confidence that the label keeps.',
     )
     command.add_argument('images', metavar='IMAGE', nargs='+', type=Path)
     command.add_argument('--aa', default='molly', help='as for train.py (default: %(default)s)')
-    command.add_argument('-o', '--output', metavar='FILE', type=Path, default=Path('preview.png'),
-                         help='picture to write, .png, .pdf or .svg (default: %(default)s)')
+    command.add_argument(
+        '-o',
+        '--output',
+        metavar='FILE',
+        type=Path,
+        default=Path('preview.png'),
+        help='picture to write, .png, .pdf or .svg (default: %(default)s)',
+    )
     command.add_argument('--img-size', type=int, default=224, metavar='N', help='input size (default: %(default)s)')
     command.add_argument('--num-classes', type=int, default=1000, metavar='K', help='(default: %(default)s)')
 
     command = commands.add_parser(
-        'demo', help='train a small model without and with molly, and compare',
+        'demo',
+        help='train a small model without and with molly, and compare',
         description='Train a small timm model twice at the same budget, without and with molly, on handwritten '
         'digits or on an image folder, and compare error, NLL and ECE on clean and degraded images.',
     )
-    command.add_argument('--data-dir', metavar='DIR', type=Path,
-                         help='image folder with train/ and val/ or validation/ (default: handwritten digits)')
-    command.add_argument('--output', metavar='DIR', type=Path, default=Path('output/demo'),
-                         help='where results go (default: %(default)s)')
+    command.add_argument(
+        '--data-dir',
+        metavar='DIR',
+        type=Path,
+        help='image folder with train/ and val/ or validation/ (default: handwritten digits)',
+    )
+    command.add_argument(
+        '--output',
+        metavar='DIR',
+        type=Path,
+        default=Path('output/demo'),
+        help='where results go (default: %(default)s)',
+    )
     command.add_argument('--aa', default='molly', help='the second training (default: %(default)s)')
     command.add_argument('--img-size', type=int, default=32, metavar='N', help='input size (default: %(default)s)')
     command.add_argument('--epochs', type=int, default=30, metavar='N', help='(default: %(default)s)')
@@ -82,6 +103,7 @@ def _check_script(script: str) -> None:
 def _run(script: str, arguments: list[str]) -> None:
     """Run a script as `python SCRIPT` would, with the plugin registered."""
     from timm_molly import register
+
     register()
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))

@@ -1,4 +1,5 @@
 """The settings of mollification, and the aa string that spells them."""
+
 from __future__ import annotations
 
 import math
@@ -33,10 +34,10 @@ class MollyConfig:
     """
 
     roles: str = 'xnb'
-    alpha: float = 1.
-    beta: float = 2.
-    noise_power: float = 1.
-    blur_power: float = 1.
+    alpha: float = 1.0
+    beta: float = 2.0
+    noise_power: float = 1.0
+    blur_power: float = 1.0
     min_scale: float = 0.3
 
     def __post_init__(self) -> None:
@@ -48,7 +49,10 @@ class MollyConfig:
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ValueError(f'molly {field.name} must be a finite number above 0, got {value!r}{_hint(field.name)}')
+                hint = (
+                    '; labels that keep their confidence have a large power, 1000 say' if 'power' in field.name else ''
+                )
+                raise ValueError(f'molly {field.name} must be a finite number above 0, got {value!r}{hint}')
 
     @classmethod
     def from_string(cls, string: str) -> MollyConfig:
@@ -133,7 +137,3 @@ def _split_section(section: str, string: str) -> tuple[str, str]:
 def _spell(value: str | float) -> str:
     # No exponent: its '-' would end the section.
     return value if isinstance(value, str) else np.format_float_positional(value, trim='-')
-
-
-def _hint(name: str) -> str:
-    return '; for labels that keep all their confidence use a large power such as 1000' if 'power' in name else ''

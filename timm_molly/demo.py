@@ -1,4 +1,5 @@
 """The `timm-molly demo`: one small model trained without and with molly, and what each knows of degraded images."""
+
 from __future__ import annotations
 
 import time
@@ -40,6 +41,7 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
         ImportError: A package of the `demo` extra is missing.
     """
     from timm_molly import preview, register
+
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
@@ -55,8 +57,10 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     output.mkdir(parents=True, exist_ok=True)
     digits = data_dir is None
     root = write_digits(output / 'digits', img_size) if data_dir is None else data_dir
-    splits = {name: _open_split(root, names) for name, names in
-              {'train': ('train',), 'validation': ('validation', 'val')}.items()}
+    splits = {
+        name: _open_split(root, names)
+        for name, names in {'train': ('train',), 'validation': ('validation', 'val')}.items()
+    }
     num_classes = len(splits['train'].reader.class_to_idx)
 
     start = time.perf_counter()
@@ -87,7 +91,7 @@ def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], An
     import timm
     from timm.optim import create_optimizer_v2
 
-    model = timm.create_model(MODEL, num_classes=num_classes)
+    model: nn.Module = timm.create_model(MODEL, num_classes=num_classes)
     optimizer = create_optimizer_v2(model, 'adamw', lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * len(loader), pct_start=0.1)
     criterion = nn.CrossEntropyLoss()
@@ -121,10 +125,15 @@ def evaluate(model: nn.Module, loader: Any, num_classes: int) -> dict[str, dict[
 
     results = {'clean': measure(lambda x: x)}
     for t in TEMPERATURES:
-        def at(x: Tensor, t: float = t) -> Tensor:
-            return torch.full((len(x),), t)
-        results[f'noise {t}'] = measure(lambda x, at=at: noise(x, at(x), torch.randn(x.shape, generator=generator)))
-        results[f'blur {t}'] = measure(lambda x, at=at: blur(x, at(x)))
+
+        def noised(x: Tensor, t: float = t) -> Tensor:
+            return noise(x, torch.full((len(x),), t), torch.randn(x.shape, generator=generator))
+
+        def blurred(x: Tensor, t: float = t) -> Tensor:
+            return blur(x, torch.full((len(x),), t))
+
+        results[f'noise {t}'] = measure(noised)
+        results[f'blur {t}'] = measure(blurred)
     return results
 
 
@@ -206,9 +215,9 @@ def _loader(dataset: Any, img_size: int, aa: str | None, digits: bool, training:
         batch_size=min(64, len(dataset)),
         is_training=training,
         auto_augment=aa,
-        scale=(0.7, 1.),
-        hflip=0. if digits else 0.5,  # a mirrored digit is no digit
-        crop_pct=1.,
+        scale=(0.7, 1.0),
+        hflip=0.0 if digits else 0.5,  # a mirrored digit is no digit
+        crop_pct=1.0,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         num_workers=2,

@@ -11,6 +11,7 @@ Images may have any floating dtype and memory format. Arithmetic is in float32 (
 input's dtype and memory format come back. Values (t in [0, 1], no NaN) are checked for CPU tensors only: on an
 accelerator the check would make the host wait.
 """
+
 import math
 from functools import lru_cache
 from typing import Any
@@ -93,7 +94,7 @@ def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
     return torch.exp((1 - t) * math.log(min_scale) + t * math.log(size))
 
 
-def noise_gamma(t: Tensor, power: float = 1.) -> Tensor:
+def noise_gamma(t: Tensor, power: float = 1.0) -> Tensor:
     """Give the label smoothing that goes with `noise`: `(1 / (1 + SNR))**power = sin(pi t / 2)**(2 power)`.
 
     Args:
@@ -106,7 +107,7 @@ def noise_gamma(t: Tensor, power: float = 1.) -> Tensor:
     return torch.sin(math.pi / 2 * t).square().pow(power)
 
 
-def blur_gamma(t: Tensor, power: float = 1.) -> Tensor:
+def blur_gamma(t: Tensor, power: float = 1.0) -> Tensor:
     """Give the label smoothing that goes with `blur`: `t**power`.
 
     Args:
@@ -142,9 +143,7 @@ def smooth(y: Tensor, gamma: Tensor) -> Tensor:
 def check_images(x: Tensor) -> None:
     """Raise a ValueError unless `x` is a floating-point image batch (B, C, H, W) with at least one pixel an image."""
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or 0 in x.shape[1:]:
-        raise ValueError(
-            f'x must be a batch of normalised floating-point images (B, C, H, W), got {describe(x)}'
-        )
+        raise ValueError(f'x must be a batch of normalised floating-point images (B, C, H, W), got {describe(x)}')
 
 
 def check_unit_interval(name: str, value: Tensor, batch_size: int) -> None:

@@ -1,4 +1,5 @@
 """A timm loader whose batches come out mollified."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from timm_molly.mollify import Mollify, check_distribution
 from timm_molly.target import CoupledTarget
 
 
-class MollyLoader(wrapt.ObjectProxy):  # type: ignore[misc]
+class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
     """Stand for a loader in everything (`len`, `sampler`, `mixup_enabled`, ...) but the batches it yields.
 
     Each batch is mollified where it lies, after timm's prefetcher has normalised and erased it and after mixup and

@@ -1,4 +1,5 @@
 """Losses for train loops of your own; timm's `train.py` needs none of them."""
+
 from __future__ import annotations
 
 import torch
@@ -20,7 +21,7 @@ class CoupledCrossEntropy(nn.Module):
         smoothing: Label smoothing of the recipe, in [0, 1), on top of the coupling.
     """
 
-    def __init__(self, smoothing: float = 0.) -> None:
+    def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
             raise ValueError(f'smoothing must be in [0, 1), got {smoothing}')
@@ -53,7 +54,7 @@ class NormalizedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, target: Tensor | CoupledTarget) -> Tensor:
         """Return the loss, a scalar, averaged over the batch; arguments as in `CoupledCrossEntropy`."""
         logp = logits.log_softmax(1)
-        return (_cross_entropy(logp, target, 0.) + _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)).mean()
+        return (_cross_entropy(logp, target, 0.0) + _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)).mean()
 
 
 def _cross_entropy(logp: Tensor, target: Tensor | CoupledTarget, smoothing: float) -> Tensor:

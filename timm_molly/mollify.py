@@ -1,4 +1,5 @@
 """The batch operation: draw a role and a temperature for each image, degrade it, and lower its label."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -33,13 +34,13 @@ class Mollify:
     """
 
     def __init__(
-            self,
-            config: MollyConfig | None = None,
-            num_splits: int = 1,
-            generator: torch.Generator | None = None,
+        self,
+        config: MollyConfig | None = None,
+        num_splits: int = 1,
+        generator: torch.Generator | None = None,
     ) -> None:
         if config is not None and not isinstance(config, MollyConfig):
-            raise ValueError(f'config must be a MollyConfig, such as MollyConfig.from_string("molly-b4"), got {config!r}')
+            raise ValueError(f'config must be a MollyConfig, as from MollyConfig.from_string, got {config!r}')
         if num_splits < 1:
             raise ValueError(f'num_splits must be 1 or more, got {num_splits}')
         self.config = config or MollyConfig()
@@ -66,7 +67,7 @@ class Mollify:
         _check_target(target, len(x))
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
-        rng = np.random.default_rng(torch.randint(2**63 - 1, (), generator=self.generator).item())
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=self.generator)))
         roles, t = self.draw(len(x) // self.num_splits, rng)
         generator = None
         if self.generator is not None:  # the noise is drawn on the device of x, where a CPU generator cannot go
@@ -74,9 +75,11 @@ class Mollify:
         return self.apply(x, target, np.tile(roles, self.num_splits), t.repeat(self.num_splits), generator)
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
-        """Draw roles, an array (batch_size,) of letters of `config.roles`, and t ~ Beta(alpha, beta), float32 on the CPU.
+        """Draw a role and a temperature for each image.
 
-        A clean image has t = 0 and an image of nothing but noise t = 1.
+        Returns:
+            Letters of `config.roles` (batch_size,), and t ~ Beta(alpha, beta) (batch_size,), float32 on the CPU, which
+            is 0 for a clean image and 1 for one of nothing but noise.
         """
         roles = rng.choice(list(self.config.roles), batch_size)
         t = rng.beta(self.config.alpha, self.config.beta, batch_size)
@@ -85,12 +88,12 @@ class Mollify:
 
     @torch.no_grad()
     def apply(
-            self,
-            x: Tensor,
-            target: Tensor,
-            roles: Sequence[str] | np.ndarray,
-            t: Tensor,
-            generator: torch.Generator | None = None,
+        self,
+        x: Tensor,
+        target: Tensor,
+        roles: Sequence[str] | np.ndarray,
+        t: Tensor,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor | CoupledTarget]:
         """Degrade each image to a given role and t, and lower its label by as much.
 
@@ -118,11 +121,11 @@ class Mollify:
         for role, host in hosts.items():
             gamma[host] = self._gamma(role, t[host])
         gamma = gamma.to(target.device, non_blocking=True)
-        target = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
+        smoothed = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
         for role, host in hosts.items():
             index = host.to(x.device, non_blocking=True)
             x[index] = self._degrade(role, x[index], t[host].to(x.device, non_blocking=True), generator)
-        return x, target
+        return x, smoothed
 
     def _gamma(self, role: str, t: Tensor) -> Tensor:
         if role == 'n':

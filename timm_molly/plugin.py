@@ -6,6 +6,7 @@ is replaced. Its own part of the string goes to `Mollify`, the rest to timm.
 One guard stands behind it: molly that reaches timm's image transforms, which see no labels, got there by a way that
 cannot work, and is told so instead of timm's "unknown policy".
 """
+
 from __future__ import annotations
 
 import functools
@@ -98,6 +99,7 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
 
         from timm_molly.loader import MollyLoader  # torch-only modules load when molly is asked for
         from timm_molly.mollify import Mollify
+
         num_splits = max(1, options['num_aug_splits'])
         _log(
             f'Mollification is on: {config} (roles {" ".join(config.roles)}, '

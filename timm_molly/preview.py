@@ -1,4 +1,5 @@
 """The `timm-molly preview` picture: what the network will see, and the confidence its labels keep."""
+
 from __future__ import annotations
 
 import os
@@ -17,7 +18,7 @@ from timm_molly.functional import blur, blur_gamma, blur_scale, noise, noise_gam
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPERATURES = (0., 0.2, 0.4, 0.6, 0.8, 1.)
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 COLOURS = {'noise': '#c2452d', 'blur': '#2a6f97'}
 
 
@@ -44,7 +45,7 @@ def preview(images: Sequence[Path], aa: str, output: Path, img_size: int = 224, 
     if config is None or not set(config.roles) & {'n', 'b'}:
         raise ValueError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
     if img_size < 1 or num_classes < 2:
-        raise ValueError(f'the image size must be 1 or more and the classes 2 or more, got {img_size} and {num_classes}')
+        raise ValueError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
     x, mean, std = _read(images, img_size)
     save_figure(draw(x, mean, std, config, num_classes), output)
 
@@ -86,39 +87,65 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         confidence = 1 - gamma * (num_classes - 1) / num_classes
         shown = (pictures * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
         figure.text(
-            (left + cell * len(t) / 2) / width, 1 - 0.22 / height, name.capitalize(),
-            ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name],
+            (left + cell * len(t) / 2) / width,
+            1 - 0.22 / height,
+            name.capitalize(),
+            ha='center',
+            va='center',
+            fontsize=11,
+            fontweight='bold',
+            color=COLOURS[name],
         )
         for row in range(rows):
             top = heading + row * (picture_height + caption)
             for column in range(len(t)):
-                axes = figure.add_axes((
-                    (left + column * cell + 0.03) / width, 1 - (top + picture_height) / height,
-                    (cell - 0.06) / width, (picture_height - 0.06) / height,
-                ))
+                axes = figure.add_axes(
+                    (
+                        (left + column * cell + 0.03) / width,
+                        1 - (top + picture_height) / height,
+                        (cell - 0.06) / width,
+                        (picture_height - 0.06) / height,
+                    )
+                )
                 axes.imshow(shown[row, column].permute(1, 2, 0).numpy(), interpolation='nearest')
                 axes.set_axis_off()
                 lines = f't = {t[column]:g}, {widths[column]}', f'confidence {confidence[column]:.3f}'
                 for line, text in enumerate(lines):
                     axes.text(
-                        0.5, -(0.13 + 0.12 * line) / picture_height, text,
-                        ha='center', va='baseline', fontsize=6.2, transform=axes.transAxes,
+                        0.5,
+                        -(0.13 + 0.12 * line) / picture_height,
+                        text,
+                        ha='center',
+                        va='baseline',
+                        fontsize=6.2,
+                        transform=axes.transAxes,
                     )
         left += cell * len(t) + 0.35
 
     plot_width = min(3.6, width - 1.2)
-    axes = figure.add_axes((
-        (width - plot_width) / 2 / width, 0.55 / height, plot_width / width, plot / height,
-    ))
+    axes = figure.add_axes(
+        (
+            (width - plot_width) / 2 / width,
+            0.55 / height,
+            plot_width / width,
+            plot / height,
+        )
+    )
     fine = torch.linspace(0, 1, 201)
-    density = torch.distributions.Beta(config.alpha, config.beta).log_prob(fine.clamp(1e-3, 1 - 1e-3)).exp()
-    axes.fill_between(fine.numpy(), (density / density.max()).numpy(), color='#ececec', lw=0, label='how often t is drawn')
+    inner = fine.clamp(1e-3, 1 - 1e-3)
+    density = inner.pow(config.alpha - 1) * (1 - inner).pow(config.beta - 1)
+    density /= density.max()
+    axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
     gammas = {'noise': noise_gamma(fine, config.noise_power), 'blur': blur_gamma(fine, config.blur_power)}
     for name, (_, _, gamma) in strips.items():
         for at, g, style in ((fine, gammas[name], '-'), (t, gamma, 'o')):
             axes.plot(
-                at.numpy(), (1 - g * (num_classes - 1) / num_classes).numpy(), style, color=COLOURS[name],
-                markersize=3.5, label=name if style == '-' else None,
+                at.numpy(),
+                (1 - g * (num_classes - 1) / num_classes).numpy(),
+                style,
+                color=COLOURS[name],
+                markersize=3.5,
+                label=name if style == '-' else None,
             )
     axes.set_xlabel('t', fontsize=8)
     axes.set_ylabel(f'confidence in the label, K = {num_classes}', fontsize=8)
@@ -153,7 +180,7 @@ def _read(paths: Sequence[Path], img_size: int) -> tuple[Tensor, Tensor, Tensor]
     """Read images as timm does; return them normalised (N, 3, img_size, img_size), and the mean and std (3,)."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
-    transform = create_transform(img_size, is_training=False, crop_pct=1.)
+    transform = create_transform(img_size, is_training=False, crop_pct=1.0)
     images = []
     for path in paths:
         try:

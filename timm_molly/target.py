@@ -1,4 +1,5 @@
 """The target of a mollified batch: class indices and how much confidence each has lost."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -154,11 +155,11 @@ class CoupledTarget:
 
     @classmethod
     def __torch_function__(
-            cls,
-            func: Callable[..., Any],
-            types: Any,
-            args: tuple[Any, ...] = (),
-            kwargs: dict[str, Any] | None = None,
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, '__name__', str(func))
         operation = _OPERATIONS.get(name)
@@ -170,6 +171,7 @@ class CoupledTarget:
 def _refuse(operator: str) -> Callable[..., NoReturn]:
     def refuse(self: CoupledTarget, *args: object) -> NoReturn:
         raise NoSoftMeaningError(f'the operator {operator}')
+
     return refuse
 
 
