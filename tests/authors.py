@@ -1,6 +1,7 @@
 """The authors' code, for whoever has it.
 
-MOLLY_AUTHORS_CODE names a checkout of markusheinonen/supervised-mollification. It needs `pip install lightning torch-dct`. It is never part of this project; what compares with it is skipped without.
+MOLLY_AUTHORS_CODE names a checkout of markusheinonen/supervised-mollification, which needs `pip install lightning
+torch-dct`. It is never part of this project, and what compares with it is skipped without.
 """
 
 import importlib

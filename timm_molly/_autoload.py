@@ -1,27 +1,62 @@
 """The entry point that PyTorch calls at the end of `import torch`, in every process of this environment.
 
 It must cost next to nothing and never raise: whatever is wrong here, `import torch` and other people's scripts go on.
-So it imports nothing heavy, and only arranges for `plugin.install` to run once timm is imported.
+So it imports nothing that torch has not imported, and only arranges for `plugin.install` to run once timm comes. (wrapt
+has such an import hook too, but importing it takes longer than everything here.)
 """
 
 import logging
 import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+MODULE = 'timm.data'
 
 
 def autoload() -> None:
     """Register the plugin as soon as `timm.data` is imported, unless `TIMM_MOLLY_AUTOLOAD=0`."""
     if os.environ.get('TIMM_MOLLY_AUTOLOAD') == '0':
         return
-    try:
-        from wrapt import register_post_import_hook
-
-        register_post_import_hook(_on_import, 'timm.data')
-    except Exception as error:
-        _warn(error)
+    if MODULE in sys.modules:
+        _install(sys.modules[MODULE])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
-def _on_import(timm_data: ModuleType) -> None:
+class _Finder:
+    """Finds `timm.data` where the other finders find it, and installs the plugin when it has been executed."""
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if name != MODULE:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        try:
+            loader = spec.loader
+            execute = loader.exec_module  # type: ignore[union-attr]
+
+            def execute_and_install(module: ModuleType) -> None:
+                execute(module)
+                _install(module)
+
+            loader.exec_module = execute_and_install  # type: ignore[union-attr, method-assign]
+        except Exception as error:
+            _warn(error)
+        return spec
+
+
+def _install(timm_data: ModuleType) -> None:
     try:
         from timm_molly.plugin import install
 
