@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5)
 METRICS = ('error', 'NLL', 'ECE')
 MODEL = 'test_resnet'
+MEAN = STD = (0.5, 0.5, 0.5)
 
 # Metrics by name of the training and of the condition: 'clean', 'noise 0.1' ... 'blur 0.5'.
 Results = dict[str, dict[str, dict[str, float]]]
@@ -82,7 +83,7 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     )
     preview.save_figure(draw(results), output / 'robustness.png')
     images = [Path(splits['validation'].filename(i, absolute=True)) for i in (0, len(splits['validation']) // 2)]
-    preview.preview(images, aa, output / 'preview.png', img_size, num_classes)
+    preview.preview(images, aa, output / 'preview.png', img_size, num_classes, MEAN, STD)
     print(f'wrote {output / "robustness.png"} and {output / "preview.png"}')
 
 
@@ -218,8 +219,8 @@ def _loader(dataset: Any, img_size: int, aa: str | None, digits: bool, training:
         scale=(0.7, 1.0),
         hflip=0.0 if digits else 0.5,  # a mirrored digit is no digit
         crop_pct=1.0,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        mean=MEAN,
+        std=STD,
         num_workers=2,
         device=torch.device('cpu'),
     )

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {'noise': '#c2452d', 'blur': '#2a6f97'}
 
 
-def preview(images: Sequence[Path], aa: str, output: Path, img_size: int = 224, num_classes: int = 1000) -> None:
+def preview(
+    images: Sequence[Path],
+    aa: str,
+    output: Path,
+    img_size: int = 224,
+    num_classes: int = 1000,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
     """Draw images noised and blurred at rising t, as a network trained with `aa` will see them, into a file.
 
     Args:
@@ -31,6 +40,8 @@ def preview(images: Sequence[Path], aa: str, output: Path, img_size: int = 224, 
         output: The picture, in a format that matplotlib writes (.png, .pdf, .svg).
         img_size: Input size in pixels: images are resized and cropped to it as timm does for validation.
         num_classes: Number of classes, for the confidence that the label keeps.
+        mean: Mean (3,) and
+        std: standard deviation (3,) that images are normalised with, which noise is relative to.
 
     Raises:
         ValueError: `aa` has no molly or a malformed one, an image cannot be read, or a number is out of range.
@@ -46,8 +57,8 @@ def preview(images: Sequence[Path], aa: str, output: Path, img_size: int = 224, 
         raise ValueError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
     if img_size < 1 or num_classes < 2:
         raise ValueError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
-    x, mean, std = _read(images, img_size)
-    save_figure(draw(x, mean, std, config, num_classes), output)
+    x = _read(images, img_size, mean, std)
+    save_figure(draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes), output)
 
 
 def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int) -> Figure:
@@ -176,11 +187,11 @@ def save_figure(figure: Figure, output: Path) -> None:
         raise
 
 
-def _read(paths: Sequence[Path], img_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Read images as timm does; return them normalised (N, 3, img_size, img_size), and the mean and std (3,)."""
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Read images as timm does; return them normalised, (N, 3, img_size, img_size)."""
+    from timm.data import create_transform
 
-    transform = create_transform(img_size, is_training=False, crop_pct=1.0)
+    transform = create_transform(img_size, is_training=False, crop_pct=1.0, mean=tuple(mean), std=tuple(std))
     images = []
     for path in paths:
         try:
@@ -190,4 +201,4 @@ def _read(paths: Sequence[Path], img_size: int) -> tuple[Tensor, Tensor, Tensor]
             raise ValueError(f'no such image: {path}') from None
         except Exception as error:  # Pillow's readers raise all sorts on damaged files
             raise ValueError(f'cannot read {path} as an image: {error}') from None
-    return torch.stack(images), torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    return torch.stack(images)
