@@ -52,9 +52,14 @@ def listen(cls):
         if torch.is_grad_enabled():  # not validation
             call = {'loss': cls.__name__, 'value': loss.item()}
             if isinstance(target, CoupledTarget):
-                call |= {'gamma': target.gamma.tolist(), 'expected': expected(self, logits, target)}
+                hard = CoupledTarget(target.labels, torch.zeros_like(target.gamma))
+                call |= {
+                    'gamma': target.gamma.tolist(),
+                    'expected': expected(self, logits, target),
+                    'hard': expected(self, logits, hard),
+                }
             elif target.ndim == 2:
-                call |= {'row_min': target.min(1).values.tolist(), 'row_sum': target.sum(1).tolist()}
+                call['rows'] = target.sort(1).values.tolist()
             record['calls'].append(call)
         return loss
 

@@ -36,12 +36,45 @@ def test_it_registers_when_timm_is_imported_first(python):
     assert done.stdout == 'went on True\n'
 
 
-def test_it_imports_nothing_heavy(python):
-    done = python(
-        '-c', 'import sys\nimport torch\nprint([m for m in sys.modules if m.startswith(("timm", "wrapt", "yaml"))])'
+def test_it_imports_nothing_but_itself(python):
+    code = (
+        'import sys\nfrom importlib.metadata import entry_points\nimport torch\n'
+        'entry, = entry_points(group="torch.backends", name="timm_molly")\n'
+        'before = set(sys.modules)\nentry.load()()\nprint(*sorted(set(sys.modules) - before))\n'
     )
-    modules = eval(done.stdout)
-    assert modules == ['timm_molly', 'timm_molly._autoload']
+    done = python('-c', code, env={'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})
+    assert done.stdout.split() == ['timm_molly', 'timm_molly._autoload']
+
+
+@pytest.mark.parametrize(
+    'finder',
+    [
+        'class Legacy:\n    def find_module(self, name, path=None): return None',
+        'class Legacy:\n    def find_spec(self, name, path=None, target=None):\n'
+        '        for finder in sys.meta_path:\n'
+        '            if finder is not self and hasattr(finder, "find_spec"):\n'
+        '                spec = finder.find_spec(name, path, target)\n'
+        '                if spec: return spec',
+    ],
+    ids=['a finder of the old kind', 'a hook that asks the others'],
+)
+def test_it_gets_on_with_other_import_hooks(python, finder):
+    done = python('-c', f'import sys\nimport torch\n{finder}\nsys.meta_path.insert(1, Legacy())\n{ASK}')
+    assert done.stdout == 'went on True\n', done.stderr
+    assert done.stderr == ''
+
+
+def test_timm_in_a_zip_file_registers_once(broken):
+    def change(copy):
+        make_timm(copy.parent, '1.0.31', OLD, 'from .loader import create_loader\n')
+        (copy.parent / 'timm' / 'other.py').write_text('')
+        shutil.make_archive(str(copy.parent / 'packed'), 'zip', copy.parent, 'timm')
+        shutil.rmtree(copy.parent / 'timm')
+
+    code = f'import sys\nsys.path.insert(0, sys.path[1] + "/packed.zip")\n{ASK}import timm.other\n'
+    done = broken(change, code)
+    assert done.stdout == 'went on True\n', done.stderr
+    assert done.stderr == ''
 
 
 def test_importing_the_package_alone_imports_neither_torch_nor_timm(python):

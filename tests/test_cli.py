@@ -26,10 +26,9 @@ def script(tmp_path):
         ('-c', 'from timm_molly.cli import main; main()', 'run'),
     ],
 )
-@pytest.mark.parametrize('env', [{}, {'TIMM_MOLLY_AUTOLOAD': '0'}])
-def test_a_script_runs_as_itself_with_its_own_arguments(python, script, start, env):
+def test_a_script_runs_as_itself_with_its_own_arguments(python, script, start):
     arguments = ['--aa', 'molly', '-b', '8', '--help', '--version', 'run', '--', '-x']
-    done = python(*start, script, *arguments, env=env)
+    done = python(*start, script, *arguments, env={'TIMM_MOLLY_AUTOLOAD': '0'})
     assert done.stdout == f'__main__ {arguments} True helper\n'
     assert done.stderr == ''
     assert done.returncode == 5

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,19 +68,20 @@ def test_it_is_frozen():
         ('molly-b1e3', "section 'b1e3'"),
         ('molly-bnan', "section 'bnan'"),
         ('molly-', "section ''"),
-        ('molly-b0', "beta must be a finite number above 0, got 0.0 (in 'molly-b0')"),
+        ('molly-b0', "section 'b0' in 'molly-b0': molly beta must be a finite number above 0, got 0.0"),
         ('molly-a0', 'alpha must be a finite number above 0'),
         ('molly-k0', 'noise_power must be a finite number above 0, got 0.0; labels that keep'),
         ('molly-s0', 'min_scale must be a finite number above 0'),
         (
             'molly-mq',
-            "letters x, n, b, e (clean, noise, blur, nothing but noise), such as xnb, got 'q' (in 'molly-mq')",
+            "section 'mq' in 'molly-mq': molly roles must be one or more of the letters x, n, b, e (clean, noise",
         ),
         ('molly-m', "section 'm'"),
         ('molly-b2-b3', "beta is given twice in 'molly-b2-b3'"),
         ('molly-k2-kn3', "noise_power is given twice in 'molly-k2-kn3', the second time by 'kn3'"),
         ('mollyb4', "starts with 'molly'"),
         ('Molly', "starts with 'molly'"),
+        ('molly,rand-m9', "(and another policy with '+'), got 'molly,rand-m9'"),
         ('rand-m9', "starts with 'molly'"),
     ],
 )
@@ -94,6 +96,17 @@ def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
 def test_bad_values_are_refused(field, value):
     with pytest.raises(ValueError, match=f'{field} must be a finite number above 0'):
         MollyConfig(**{field: value})
+
+
+@pytest.mark.parametrize('roles', ['', 'xq', 3, None, ('x', 'n')])
+def test_bad_roles_are_refused(roles):
+    with pytest.raises(ValueError, match='molly roles must be one or more of the letters'):
+        MollyConfig(roles=roles)
+
+
+def test_numpys_numbers_are_numbers():
+    assert MollyConfig(beta=np.float32(4)) == MollyConfig(beta=4)
+    assert str(MollyConfig(beta=np.float32(4))) == 'molly-b4'
 
 
 @given(st.text(max_size=30))

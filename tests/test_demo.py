@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_bad_options_are_named_in_a_line(tmp_path, capsys, monkeypatch, argument
     error = capsys.readouterr().err
     assert error.count('\n') == 1
     assert words in error
+
+
+def test_class_folders_that_differ_are_named_before_training(image_folder, tmp_path, capsys):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    (root / 'validation' / 'dots').rename(root / 'validation' / 'spots')
+    assert main(['demo', '--data-dir', str(root), '--output', str(tmp_path / 'out')]) == 2
+    assert 'the class folders for training and validation differ in dots, spots' in capsys.readouterr().err
 
 
 def test_a_folder_without_images_is_named(tmp_path, capsys):

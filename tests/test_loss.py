@@ -91,5 +91,14 @@ def test_coupled_cross_entropy_builds_no_dense_label(monkeypatch):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r'smoothing must be in \[0, 1\), got 1'):
         CoupledCrossEntropy(1.0)
+    for loss in (CoupledCrossEntropy(), NormalizedCrossEntropy()):
+        with pytest.raises(ValueError, match=r'labels must be in \[0, 5\), got 7'):
+            loss(torch.zeros(2, 5), torch.tensor([1, 7]))
+        with pytest.raises(ValueError, match='labels must not be negative, got -100'):
+            loss(torch.zeros(2, 5), torch.tensor([1, -100]))
+        with pytest.raises(ValueError, match=r'labels must be class indices .* torch.float32'):
+            loss(torch.zeros(2, 5), torch.tensor([1.0, 2.0]))
+        with pytest.raises(ValueError, match=r'target \(B, K\) must hold soft labels .* torch.int64'):
+            loss(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r'logits must be \(B, K\) and target \(B,\) or \(B, K\), got .*\(3,\)'):
         CoupledCrossEntropy()(torch.zeros(2, 5), torch.tensor([1, 2, 3]))

@@ -1,4 +1,5 @@
 import logging
+import re
 import sys
 import types
 
@@ -141,6 +142,12 @@ def test_a_transform_cannot_mollify_and_says_the_way_out(aa):
     create_transform((3, 32, 32), is_training=True, auto_augment='rand-m9-mstd0.5-inc1')
 
 
+@pytest.mark.parametrize('aa', ['molly-z3', 'molly-bx', 'molly-b0', 'molly-mq', 'molly+molly-b2', 'rand-m9-molly'])
+def test_a_bad_string_is_refused_when_the_loader_is_made(make, aa):
+    with pytest.raises(ValueError, match=re.escape(repr(aa))):
+        make(aa)
+
+
 def test_a_loader_imported_before_registering_says_so(image_folder):
     unregister()
     from timm.data import create_loader
@@ -176,6 +183,12 @@ def test_multi_label_data_sets_are_refused_before_training(make, image_folder):
         make('molly', collate_fn=FastCollateMixup(num_classes=3, multi_label=True))
 
 
+@pytest.mark.parametrize('options', [{}, {'input_size_choices': [64, 24]}], ids=['one size', 'several sizes'])
+def test_a_blur_wider_than_the_images_is_refused_before_training(make, options):
+    with pytest.raises(ValueError, match=r"'molly-s40', section s, is 40 pixels, more than the side .* (32|24)"):
+        make('molly-s40', **options)
+
+
 def test_an_old_timm_is_named_to_whoever_asks_for_molly(make, monkeypatch):
     monkeypatch.setattr('timm.version.__version__', '0.9.16')
     make('rand-m9')
@@ -183,7 +196,9 @@ def test_an_old_timm_is_named_to_whoever_asks_for_molly(make, monkeypatch):
         make('molly')
 
 
-@pytest.mark.parametrize('version', ['1.0.15', '1.0.29.dev0', '1.1', '2.0.0rc1'])
+@pytest.mark.parametrize(
+    'version', ['1.0.15', '1.0.29.dev0', '1.0.30rc1', '1.0.20+nv1', '1.1', '2.0.0rc1', '2.0a0', 'unknown']
+)
 def test_new_timm_versions_are_welcome(make, monkeypatch, version):
     monkeypatch.setattr('timm.version.__version__', version)
     assert isinstance(make('molly'), MollyLoader)

@@ -68,6 +68,14 @@ def test_the_schedules_are_drawn():
     np.testing.assert_allclose(curves['blur'].get_ydata(), 1 - t * 0.9, atol=1e-6)
 
 
+@pytest.mark.parametrize('config', ['molly', 'molly-a100-b100', 'molly-a0.01-b900'])
+def test_the_law_of_t_is_drawn_whatever_its_shape(config):
+    (area,) = draw_small(config).axes[-1].collections
+    heights = area.get_paths()[0].vertices[:, 1]
+    assert np.isfinite(heights).all()
+    assert heights.max() == pytest.approx(1)
+
+
 def test_only_what_the_roles_ask_for_is_drawn():
     assert not any('px' in text for text in captions(draw_small('molly-mxn')))
     assert not any('std' in text for text in captions(draw_small('molly-mb')))

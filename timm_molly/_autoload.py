@@ -5,6 +5,7 @@ So it imports nothing that torch has not imported, and only arranges for `plugin
 has such an import hook too, but importing it takes longer than everything here.)
 """
 
+import importlib.util
 import logging
 import os
 import sys
@@ -28,19 +29,22 @@ def autoload() -> None:
 class _Finder:
     """Finds `timm.data` where the other finders find it, and installs the plugin when it has been executed."""
 
+    searching = False
+
     def find_spec(
         self,
         name: str,
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if name != MODULE:
+        if name != MODULE or self.searching:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None:
-                break
-        else:
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searching = False
+        if spec is None:
             return None
         try:
             loader = spec.loader
@@ -48,7 +52,8 @@ class _Finder:
 
             def execute_and_install(module: ModuleType) -> None:
                 execute(module)
-                _install(module)
+                if module.__name__ == MODULE:  # a zip file's loader is shared by all that is in it
+                    _install(module)
 
             loader.exec_module = execute_and_install  # type: ignore[union-attr, method-assign]
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 
@@ -41,14 +42,14 @@ class MollyConfig:
     min_scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if not self.roles or set(self.roles) - set(ROLES):
+        if not isinstance(self.roles, str) or not self.roles or set(self.roles) - set(ROLES):
             raise ValueError(
                 f'molly roles must be one or more of the letters {", ".join(ROLES)} '
                 f'(clean, noise, blur, nothing but noise), such as xnb, got {self.roles!r}'
             )
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 hint = (
                     '; labels that keep their confidence have a large power, 1000 say' if 'power' in field.name else ''
                 )
@@ -63,7 +64,11 @@ class MollyConfig:
         """
         name, *sections = string.split('-')
         if name != 'molly':
-            raise ValueError(f"a mollification string starts with 'molly' and joins sections with '-', got {string!r}")
+            raise ValueError(
+                f"a mollification string starts with 'molly' and joins its sections with '-' "
+                f"(and another policy with '+'), got {string!r}"
+            )
+        config = cls()
         values: dict[str, str | float] = {}
         for section in sections:
             key, text = _split_section(section, string)
@@ -71,10 +76,11 @@ class MollyConfig:
                 if field in values:
                     raise ValueError(f'{field} is given twice in {string!r}, the second time by {section!r}')
                 values[field] = text if key == 'm' else float(text)
-        try:
-            return cls(**values)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(f'{error} (in {string!r})') from None
+            try:
+                config = cls(**values)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ValueError(f'section {section!r} in {string!r}: {error}') from None
+        return config
 
     def __str__(self) -> str:
         keys = {'roles': 'm', 'alpha': 'a', 'beta': 'b', 'noise_power': 'kn', 'blur_power': 'kb', 'min_scale': 's'}
@@ -121,7 +127,7 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
     if len(ours) != 1 or len(others) > 1 or any('molly' in policy.lower() or not policy for policy in others):
         raise ValueError(
             f"--aa takes molly once, joined with '+' to at most one other policy, such as "
-            f"'rand-m9-mstd0.5-inc1+molly-b4'; {aa!r} is {' and '.join(map(repr, policies))}"
+            f"'rand-m9-mstd0.5-inc1+molly-b4', got {aa!r}"
         )
     return MollyConfig.from_string(ours[0]), others[0] if others else None
 

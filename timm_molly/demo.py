@@ -62,7 +62,11 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
         name: _open_split(root, names)
         for name, names in {'train': ('train',), 'validation': ('validation', 'val')}.items()
     }
-    num_classes = len(splits['train'].reader.class_to_idx)
+    classes = {name: sorted(split.reader.class_to_idx) for name, split in splits.items()}
+    if classes['train'] != classes['validation']:
+        different = sorted(set(classes['train']) ^ set(classes['validation']))
+        raise ValueError(f'the class folders for training and validation differ in {", ".join(different)}')
+    num_classes = len(classes['train'])
 
     start = time.perf_counter()
     results: Results = {}

@@ -30,7 +30,7 @@ class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | CoupledTarget]]:
         for x, target in self.__wrapped__:
-            if not self._self_checked and isinstance(target, Tensor) and target.ndim == 2:
-                check_distribution(target.float())  # reads values, so once, and not again on every step of a GPU
+            if not self._self_checked and target.ndim == 2 and target.device.type != 'cpu':
+                check_distribution(target.float())  # waits for the device, so once; on the CPU it is done every time
                 self._self_checked = True
             yield self._self_mollify(x, target)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from timm_molly.functional import describe
-from timm_molly.target import CoupledTarget
+from timm_molly.target import CoupledTarget, check_labels
 
 
 class CoupledCrossEntropy(nn.Module):
@@ -64,13 +63,15 @@ def _cross_entropy(logp: Tensor, target: Tensor | CoupledTarget, smoothing: floa
             f'logits must be (B, K) and target (B,) or (B, K), got {describe(logp)} and {tuple(target.shape)}'
         )
     uniform = -logp.mean(1)
-    if isinstance(target, CoupledTarget):
-        keep, labels = (1 - target.gamma) * (1 - smoothing), target.labels
-    elif target.ndim == 2:
+    if isinstance(target, Tensor) and target.ndim == 1:
+        target = CoupledTarget(target, torch.zeros_like(uniform))
+    if isinstance(target, Tensor):
+        if not target.is_floating_point():
+            raise ValueError(f'target (B, K) must hold soft labels of a floating-point dtype, got {describe(target)}')
         return (1 - smoothing) * -(target * logp).sum(1) + smoothing * uniform
-    else:
-        keep, labels = torch.full_like(uniform, 1 - smoothing), target
-    return keep * F.nll_loss(logp, labels, reduction='none') + (1 - keep) * uniform
+    check_labels(target.labels, logp.shape[1])
+    keep = (1 - target.gamma) * (1 - smoothing)
+    return keep * -logp.gather(1, target.labels[:, None]).squeeze(1) + (1 - keep) * uniform
 
 
 def _log_mean(a: Tensor, b: Tensor) -> Tensor:

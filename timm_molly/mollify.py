@@ -64,7 +64,6 @@ class Mollify:
             ValueError: A shape, dtype or value is not as above, or B is not a multiple of `num_splits`.
         """
         check_images(x)
-        _check_target(target, len(x))
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=self.generator)))

@@ -13,13 +13,14 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from timm_molly.config import split_aa
+from timm_molly.config import MollyConfig, split_aa
 
 MIN_TIMM = (1, 0, 15)
 
@@ -90,6 +91,7 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
         options = arguments.arguments
         _check_timm()
         _check_single_label(options)
+        _check_scale(config, options)
         loader = create_loader(*arguments.args, **arguments.kwargs)
         if not options['is_training']:
             return loader
@@ -145,6 +147,17 @@ def _check_single_label(options: dict[str, Any]) -> None:
         )
 
 
+def _check_scale(config: MollyConfig, options: dict[str, Any]) -> None:
+    """Refuse a smallest blur that is wider than the images will be."""
+    for size in options.get('input_size_choices') or [options['input_size']]:
+        side = size if isinstance(size, int) else max(size[-2:])
+        if config.min_scale > side:
+            raise ValueError(
+                f'the smallest blur of {str(config)!r}, section s, is {config.min_scale:g} pixels, '
+                f'more than the side of the images, {side}'
+            )
+
+
 def _stack(options: dict[str, Any]) -> str:
     mixup = options['collate_fn']
     parts = [
@@ -178,7 +191,7 @@ def _timm_version() -> str:
 
 def _check_timm() -> None:
     version = _timm_version()
-    release = tuple(int(part) for part in version.split('.')[:3] if part.isdigit())
-    if release < MIN_TIMM:
+    release = re.match(r'\d+(\.\d+)*', version)
+    if release and tuple(map(int, release[0].split('.'))) < MIN_TIMM:
         needed = '.'.join(map(str, MIN_TIMM))
         raise ImportError(f'--aa molly needs timm {needed} or newer, found {version}: pip install -U timm')

@@ -144,8 +144,8 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
     )
     fine = torch.linspace(0, 1, 201)
     inner = fine.clamp(1e-3, 1 - 1e-3)
-    density = inner.pow(config.alpha - 1) * (1 - inner).pow(config.beta - 1)
-    density /= density.max()
+    log_density = (config.alpha - 1) * inner.log() + (config.beta - 1) * (1 - inner).log()
+    density = (log_density - log_density.max()).exp()
     axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
     gammas = {'noise': noise_gamma(fine, config.noise_power), 'blur': blur_gamma(fine, config.blur_power)}
     for name, (_, _, gamma) in strips.items():

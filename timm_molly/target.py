@@ -36,8 +36,9 @@ class CoupledTarget:
     entropy, gather, scatter, one-hot) are carried out as an index by the soft label, exactly. Every other operation
     raises, because falling back to the hard label would undo the coupling.
 
-    It cannot know what a loss does next with a one-hot matrix that it scattered: one that is not linear in the
-    label, such as timm's single-label ASL, is computed on the soft label all the same.
+    "Exactly" is for losses that are linear in the label. It cannot know what a loss does next with the matrix that it
+    scattered or the column that it gathered: a loss that goes on to something not linear, such as timm's single-label
+    ASL or a focal loss, computes that on the soft label's expectation.
 
     Args:
         labels: Class indices (B,) of an integer dtype, not negative.
@@ -57,7 +58,7 @@ class CoupledTarget:
         ):
             raise ValueError(f'labels must be class indices (B,) of an integer dtype, got {describe(labels)}')
         check_unit_interval('gamma', gamma, len(labels))
-        _check_labels(labels)
+        check_labels(labels)
         self.labels = labels.long()
         self.gamma = gamma
         self._column = False  # seen as (B, 1), which is how losses hand an index to gather and scatter
@@ -68,7 +69,7 @@ class CoupledTarget:
         Raises:
             ValueError: A label is not below `num_classes` (checked for CPU tensors only).
         """
-        _check_labels(self.labels, num_classes)
+        check_labels(self.labels, num_classes)
         gamma = self.gamma if dtype is None else self.gamma.to(torch.promote_types(self.gamma.dtype, dtype))
         onehot = gamma.new_zeros(len(self), num_classes).scatter_(1, self.labels[:, None], 1)
         return smooth(onehot, gamma).to(dtype or gamma.dtype)
@@ -111,9 +112,14 @@ class CoupledTarget:
     def long(self) -> CoupledTarget:
         return self
 
-    def to(self, device: torch.device | str | int | None = None, non_blocking: bool = False) -> CoupledTarget:
-        if isinstance(device, torch.dtype):
-            raise NoSoftMeaningError(f'to({device})')
+    def to(
+        self,
+        device: torch.device | str | int | None = None,
+        non_blocking: bool = False,
+        **other: Any,
+    ) -> CoupledTarget:
+        if isinstance(device, torch.dtype) or other:
+            raise NoSoftMeaningError(f'to({", ".join(other) or device})')
         return self._replace(
             self.labels.to(device=device, non_blocking=non_blocking),
             self.gamma.to(device=device, non_blocking=non_blocking),
@@ -188,26 +194,29 @@ for _operator in ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'mat
 def _cross_entropy(input: Tensor, target: CoupledTarget, *args: Any, **kwargs: Any) -> Tensor:
     if input.ndim != 2 or len(input) != len(target):
         raise ValueError(f'logits must be ({len(target)}, num_classes) for {len(target)} labels, got {describe(input)}')
-    return F.cross_entropy(input, target.dense(input.shape[1], input.dtype), *args, **kwargs)
+    # At least as precise as gamma: in half precision the rows would not sum to one.
+    dense = target.dense(input.shape[1], torch.promote_types(input.dtype, target.gamma.dtype))
+    return F.cross_entropy(input, dense, *args, **kwargs)
 
 
-def _gather(input: Tensor, dim: int, index: CoupledTarget) -> Tensor:
+def _gather(input: Tensor, dim: int, index: CoupledTarget, **other: Any) -> Tensor:
     """Return the expectation of `input[i, k]` over the soft label, (B, 1)."""
-    _check_column('gather', input, dim, index)
+    _check_column('gather', input, dim, index, other)
+    check_labels(index.labels, input.shape[1])
     gamma = index.gamma[:, None]
     out = (1 - gamma) * input.gather(1, index.labels[:, None]) + gamma * input.mean(1, keepdim=True)
     return out.to(input.dtype)
 
 
-def _scatter(input: Tensor, dim: int, index: CoupledTarget, value: float, **other: Any) -> Tensor:
+def _scatter(input: Tensor, dim: int, index: CoupledTarget, value: Any = None, **other: Any) -> Tensor:
     """Return the expectation of `input` with `value` written at `[i, k]` over the soft label, (B, K)."""
-    _check_column('scatter', input, dim, index)
-    if other or not isinstance(value, (int, float)):
-        raise NoSoftMeaningError(f'scatter of {describe(value)} {", ".join(other)}'.rstrip())
+    _check_column('scatter', input, dim, index, other)
+    if not isinstance(value, (int, float)):
+        raise NoSoftMeaningError(f'scatter of {describe(value)}')
     return input + index.dense(input.shape[1], input.dtype) * (value - input)
 
 
-def _scatter_(input: Tensor, dim: int, index: CoupledTarget, value: float, **other: Any) -> Tensor:
+def _scatter_(input: Tensor, dim: int, index: CoupledTarget, value: Any = None, **other: Any) -> Tensor:
     return input.copy_(_scatter(input, dim, index, value, **other))
 
 
@@ -226,21 +235,26 @@ _OPERATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _check_column(name: str, input: Tensor, dim: int, index: Any) -> None:
+def _check_column(name: str, input: Tensor, dim: int, index: Any, other: dict[str, Any]) -> None:
     if (
-        not isinstance(index, CoupledTarget)
+        other
+        or not isinstance(input, Tensor)
+        or not input.is_floating_point()  # an integer one-hot would round the soft label to nothing
+        or not isinstance(index, CoupledTarget)
         or not index._column
         or input.ndim != 2
         or len(input) != len(index)
         or dim not in (1, -1)
     ):
-        raise NoSoftMeaningError(f'{name} of {describe(input)} along dim {dim} at {index}')
+        options = ''.join(f', {key}=...' for key in other)
+        raise NoSoftMeaningError(f'{name} on {describe(input)} along dim {dim}{options}')
 
 
-def _check_labels(labels: Tensor, num_classes: int | None = None) -> None:
+def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
+    """Raise a ValueError unless labels are in range; only on the CPU, where looking costs no wait."""
     if labels.device.type != 'cpu' or len(labels) == 0 or torch.compiler.is_compiling():
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or (num_classes is not None and high >= num_classes):
         allowed = 'not be negative' if num_classes is None else f'be in [0, {num_classes})'
-        raise ValueError(f'labels must {allowed}, got {low if low < 0 else high}')
+        raise ValueError(f'labels must {allowed}, got {low if low < 0 else high} among {len(labels)} labels')

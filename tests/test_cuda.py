@@ -1,0 +1,43 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import pytest
+import torch
+
+from timm_molly import Mollify, MollyConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+
+
+def batch(num_classes=None):
+    labels = torch.arange(64) % 10
+    target = labels if num_classes is None else torch.nn.functional.one_hot(labels, num_classes).float()
+    return torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)), target
+
+
+@pytest.mark.parametrize('num_classes', [None, 10])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_nothing_waits_for_the_gpu(num_classes, dtype):
+    x, target = (value.cuda() for value in batch(num_classes))
+    mollify = Mollify(MollyConfig(roles='xnbe'))
+    mollify(x.to(dtype), target)  # the cosine basis is copied to the device once
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        _, smoothed = mollify(x.to(dtype), target)
+        if num_classes is None:
+            torch.nn.functional.cross_entropy(torch.zeros(64, 10, device='cuda'), smoothed)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def test_blur_and_labels_are_those_of_the_cpu():
+    x, labels = batch()
+    roles, t = 'xb' * 32, torch.linspace(0, 1, 64)
+    expected_x, expected = Mollify().apply(x.clone(), labels, roles, t)
+    out, target = Mollify().apply(x.cuda(), labels.cuda(), roles, t)
+    torch.testing.assert_close(out.cpu(), expected_x, atol=5e-3, rtol=0)
+    torch.testing.assert_close(target.cpu().gamma, expected.gamma)
+
+
+def test_a_generator_on_the_cpu_makes_the_gpu_repeat():
+    runs = [Mollify(generator=torch.Generator().manual_seed(1))(batch()[0].cuda(), batch()[1].cuda()) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
