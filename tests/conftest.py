@@ -36,6 +36,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def python():
     """Run this Python on arguments in a process of its own, and return what it did."""
+    # One thread of each kind: tests run side by side, and loader workers forked beside compile threads can hang.
+    threads = {'OMP_NUM_THREADS': '1', 'TORCHINDUCTOR_COMPILE_THREADS': '1'}
 
     def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -43,7 +45,7 @@ def python():
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})},
+            env={**os.environ, **threads, **(env or {})},
             **options,
         )
 

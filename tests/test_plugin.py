@@ -1,3 +1,4 @@
+import inspect
 import logging
 import re
 import sys
@@ -85,11 +86,14 @@ def test_without_molly_the_call_reaches_timm_as_it_was(make, caplog):
 
 
 def test_the_rest_of_the_string_goes_to_timm(make):
+    def transform(aa):
+        return re.sub(r' at 0x\w+', '', str(make(aa).dataset.transform))
+
     unregister()
-    expected = str(make('rand-m9-mstd0.5-inc1').dataset.transform), str(make(None).dataset.transform)
+    expected = transform('rand-m9-mstd0.5-inc1'), transform(None)
     register()
-    assert str(make('molly+rand-m9-mstd0.5-inc1').dataset.transform) == expected[0]
-    assert str(make('molly').dataset.transform) == expected[1]  # colour jitter as without --aa
+    assert transform('molly+rand-m9-mstd0.5-inc1') == expected[0]
+    assert transform('molly') == expected[1]  # colour jitter as without --aa
 
 
 def test_one_line_of_the_log_says_what_is_on(make, image_folder, caplog):
@@ -185,6 +189,8 @@ def test_multi_label_data_sets_are_refused_before_training(make, image_folder):
 
 @pytest.mark.parametrize('options', [{}, {'input_size_choices': [64, 24]}], ids=['one size', 'several sizes'])
 def test_a_blur_wider_than_the_images_is_refused_before_training(make, options):
+    if not set(options) <= set(inspect.signature(timm.data.create_loader).parameters):
+        pytest.skip('this timm trains at one size')
     with pytest.raises(ValueError, match=r"'molly-s40', section s, is 40 pixels, more than the side .* (32|24)"):
         make('molly-s40', **options)
 
