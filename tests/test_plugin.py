@@ -105,7 +105,8 @@ def test_one_line_of_the_log_says_what_is_on(make, image_folder, caplog):
     ]
     caplog.clear()
     splits = AugMixDataset(create_dataset('', root=str(image_folder), split='train'), num_splits=3)
-    make('rand-m9+molly-b4-mxxn-k2', splits, num_aug_splits=3, re_prob=0.6)
+    loader = make('rand-m9+molly-b4-mxxn-k2', splits, num_aug_splits=3, re_prob=0.6)
+    assert str(loader._self_mollify) == 'Mollify(molly-mxxn-b4-k2, num_splits=3)'
     make('molly', collate_fn=FastCollateMixup(mixup_alpha=0.2, cutmix_alpha=1, num_classes=3))
     assert caplog.messages == [
         'Mollification is on: molly-mxxn-b4-k2 (roles x x n, t ~ Beta(1, 4), label power 2 for noise, 2 for blur). '
