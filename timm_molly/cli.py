@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument('--aa', default='molly', help='the second training (default: %(default)s)')
     command.add_argument('--img-size', type=int, default=32, metavar='N', help='input size (default: %(default)s)')
-    command.add_argument('--epochs', type=int, default=20, metavar='N', help='(default: %(default)s)')
+    command.add_argument('--epochs', type=int, default=10, metavar='N', help='(default: %(default)s)')
     command.add_argument('--seed', type=int, default=0, metavar='N', help='(default: %(default)s)')
     return parser
 
