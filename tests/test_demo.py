@@ -75,10 +75,13 @@ def test_the_digits_are_scikit_learns(tmp_path):
         (['--aa', 'molly-z3'], "section 'z3'"),
         (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
         (['--epochs', '0'], 'epochs must be 1 or more'),
+        (['--aa', 'molly-s40'], 'is 40 pixels, more than the side of the images, 32'),
+        (['--aa', 'molly+nonsense'], "timm refuses 'molly+nonsense': Unknown AA policy nonsense"),
     ],
 )
-def test_bad_options_are_named_in_a_line(tmp_path, capsys, monkeypatch, arguments, words):
+def test_bad_options_are_named_in_a_line_before_training(tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_module, 'train', lambda *_: pytest.fail('trained'))
     assert main(['demo', *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1

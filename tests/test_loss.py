@@ -100,5 +100,7 @@ def test_bad_input_is_named():
             loss(torch.zeros(2, 5), torch.tensor([1.0, 2.0]))
         with pytest.raises(ValueError, match=r'target \(B, K\) must hold soft labels .* torch.int64'):
             loss(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r'logits must be \(B, K\) and target \(B,\) or \(B, K\), got .*\(3,\)'):
-        CoupledCrossEntropy()(torch.zeros(2, 5), torch.tensor([1, 2, 3]))
+    for loss in (CoupledCrossEntropy(), NormalizedCrossEntropy()):
+        for logits, target in ((torch.zeros(2, 5), [1, 2, 3]), (torch.zeros(5), [1]), (torch.zeros(1, 5).int(), [1])):
+            with pytest.raises(ValueError, match=r'logits must be floating point \(B, K\) and target .*got torch'):
+                loss(logits, torch.tensor(target))

@@ -28,6 +28,8 @@ CASES = {
     'no prefetcher': '--no-prefetcher',
     'randaugment': '--aa molly+rand-m9-mstd0.5-inc1',
     'augmix': '--aa augmix-m5-w4-d2+molly',
+    'autoaugment': '--aa original+molly',
+    'random erasing': '--reprob 0.5',
     'trivialaugment': '--aa molly+rand-n1-p1-mstd101',
     'jsd': '--aug-splits 3 --jsd-loss --resplit --split-bn --reprob 0.6',
     'distillation': '--kd-model-name local-dir:{teacher}',

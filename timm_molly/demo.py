@@ -58,35 +58,39 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     output.mkdir(parents=True, exist_ok=True)
     digits = data_dir is None
     root = write_digits(output / 'digits', img_size) if data_dir is None else data_dir
-    splits = {
-        name: _open_split(root, names)
-        for name, names in {'train': ('train',), 'validation': ('validation', 'val')}.items()
-    }
-    classes = {name: sorted(split.reader.class_to_idx) for name, split in splits.items()}
-    if classes['train'] != classes['validation']:
-        different = sorted(set(classes['train']) ^ set(classes['validation']))
-        raise ValueError(f'the class folders for training and validation differ in {", ".join(different)}')
-    num_classes = len(classes['train'])
+    # A training set for each, because a loader gives its transform to its data set; everything is made before training,
+    # so that what cannot work says so at once.
+    variants = {'without molly': None, f'with {aa}': aa}
+    train_sets = {name: _open_split(root, ('train',)) for name in variants}
+    train_set = train_sets['without molly']
+    validation_set = _open_split(root, ('validation', 'val'))
+    different = set(train_set.reader.class_to_idx) ^ set(validation_set.reader.class_to_idx)
+    if different:
+        raise ValueError(f'the class folders for training and validation differ in {", ".join(sorted(different))}')
+    num_classes = len(train_set.reader.class_to_idx)
+    try:
+        loaders = {name: _loader(train_sets[name], img_size, variant, digits) for name, variant in variants.items()}
+    except AssertionError as error:  # timm's answer to a policy that it does not know
+        raise ValueError(f'timm refuses {aa!r}: {error}') from None
+    validation_loader = _loader(validation_set, img_size, None, digits, training=False)
 
     start = time.perf_counter()
     results: Results = {}
-    variants = {'without molly': None, f'with {aa}': aa}
-    steps = epochs * len(_loader(splits['train'], img_size, None, digits))
-    with tqdm.tqdm(total=steps * len(variants), unit='step', dynamic_ncols=True, mininterval=0.5) as progress:
-        for name, variant in variants.items():
+    steps = epochs * sum(len(loader) for loader in loaders.values())
+    with tqdm.tqdm(total=steps, unit='step', dynamic_ncols=True, mininterval=0.5) as progress:
+        for name, loader in loaders.items():
             progress.set_description(f'train {name}')
             torch.manual_seed(seed)
-            loader = _loader(splits['train'], img_size, variant, digits)
             model = train(loader, num_classes, epochs, progress.update)
-            results[name] = evaluate(model, _loader(splits['validation'], img_size, None, digits, False), num_classes)
+            results[name] = evaluate(model, validation_loader, num_classes)
 
     print(
         f'\n{MODEL}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {num_classes} classes, '
-        f'{len(splits["train"])} training and {len(splits["validation"])} validation images of {img_size} px, '
+        f'{len(train_set)} training and {len(validation_set)} validation images of {img_size} px, '
         f'{epochs} epochs, seed {seed}: {time.perf_counter() - start:.0f} s\n\n{table(results)}\n'
     )
     preview.save_figure(draw(results), output / 'robustness.png')
-    images = [Path(splits['validation'].filename(i, absolute=True)) for i in (0, len(splits['validation']) // 2)]
+    images = [Path(validation_set.filename(i, absolute=True)) for i in (0, len(validation_set) // 2)]
     preview.preview(images, aa, output / 'preview.png', img_size, num_classes, MEAN, STD)
     print(f'wrote {output / "robustness.png"} and {output / "preview.png"}')
 

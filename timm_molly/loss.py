@@ -36,6 +36,7 @@ class CoupledCrossEntropy(nn.Module):
         Raises:
             ValueError: The shapes do not go together.
         """
+        _check_shapes(logits, target)
         return _cross_entropy(logits.log_softmax(1), target, self.smoothing).mean()
 
 
@@ -52,16 +53,21 @@ class NormalizedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor | CoupledTarget) -> Tensor:
         """Return the loss, a scalar, averaged over the batch; arguments as in `CoupledCrossEntropy`."""
+        _check_shapes(logits, target)
         logp = logits.log_softmax(1)
         return (_cross_entropy(logp, target, 0.0) + _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)).mean()
 
 
+def _check_shapes(logits: Tensor, target: Tensor | CoupledTarget) -> None:
+    if logits.ndim != 2 or not logits.is_floating_point() or target.shape not in (logits.shape, logits.shape[:1]):
+        raise ValueError(
+            f'logits must be floating point (B, K) and target (B,) or (B, K), '
+            f'got {describe(logits)} and {tuple(target.shape)}'
+        )
+
+
 def _cross_entropy(logp: Tensor, target: Tensor | CoupledTarget, smoothing: float) -> Tensor:
     """Return the cross-entropy of each sample (B,), given log-probabilities (B, K)."""
-    if logp.ndim != 2 or target.shape not in (logp.shape, logp.shape[:1]):
-        raise ValueError(
-            f'logits must be (B, K) and target (B,) or (B, K), got {describe(logp)} and {tuple(target.shape)}'
-        )
     uniform = -logp.mean(1)
     if isinstance(target, Tensor) and target.ndim == 1:
         target = CoupledTarget(target, torch.zeros_like(uniform))

@@ -99,7 +99,7 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
             _log(f'--aa {aa}: no mollification, because --no-aug switches all augmentation off.')
             return loader
 
-        from timm_molly.loader import MollyLoader  # torch-only modules load when molly is asked for
+        from timm_molly.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
         from timm_molly.mollify import Mollify
 
         num_splits = max(1, options['num_aug_splits'])
