@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from timm_molly.config import MollyConfig, split_aa
+from timm_molly.files import replacing
 from timm_molly.functional import blur, blur_gamma, blur_scale, noise, noise_gamma
 
 if TYPE_CHECKING:
@@ -176,15 +175,8 @@ def save_figure(figure: Figure, output: Path) -> None:
         raise ValueError(f'no folder {str(output.parent)!r} to write {output.name!r} to')
     if output.suffix.lower() not in ('.png', '.pdf', '.svg'):
         raise ValueError(f'the picture must be a .png, .pdf or .svg file, got {str(output)!r}')
-    handle, temporary = tempfile.mkstemp(suffix=output.suffix.lower(), dir=output.parent)
-    os.close(handle)
-    try:
+    with replacing(output) as temporary:
         figure.savefig(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, output)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Measuring robustness: corruptions, benchmarks, metrics and the report of `timm-molly validate`."""

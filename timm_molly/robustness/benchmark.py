@@ -1,0 +1,382 @@
+"""The cells of a benchmark and the loader that reads them: official sets, corruption on the fly, mollification."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from timm_molly.config import MollyConfig
+from timm_molly.functional import blur, noise
+from timm_molly.robustness import corruptions as C
+
+TEMPERATURES = tuple(round(0.05 * i, 2) for i in range(1, 21))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One corruption at one severity, or one degradation at one temperature.
+
+    Attributes:
+        name: 'clean', a corruption, 'noise' or 'blur'.
+        level: 0 for 'clean', the severity 1 to 5, or t in (0, 1].
+        images: Gives (PIL image, label) by index; or streams them.
+        transform: timm's evaluation transform for its prefetching loader: resize, crop, ..., to uint8 array.
+        corrupt: Changes the image, resized and cropped, by its index.
+        degrade: Changes the normalised batch (B, C, H, W) by its indices (B,).
+    """
+
+    name: str
+    level: float
+    images: Any
+    transform: Any
+    corrupt: Callable[[Image.Image, int], Image.Image] | None = None
+    degrade: Callable[[Tensor, range], Tensor] | None = None
+
+    @property
+    def key(self) -> tuple[str, float]:
+        return self.name, self.level
+
+    def __str__(self) -> str:
+        return self.name if self.name == 'clean' else f'{self.name} {self.level:g}'
+
+
+def clean(images: Any, transform: Any) -> Cell:
+    return Cell('clean', 0, images, transform)
+
+
+def on_the_fly(
+    images: Any, transform: Any, names: Sequence[str], severities: Sequence[int], table: str, seed: int
+) -> list[Cell]:
+    """Cells that corrupt images as they are read, after resizing and cropping to the model's input."""
+    return [
+        Cell(name, s, images, transform, partial(_corrupt, name, s, table, seed)) for name in names for s in severities
+    ]
+
+
+def mollified(images: Any, transform: Any, config: MollyConfig, seed: int) -> list[Cell]:
+    """Cells that noise and blur normalised images as training does, at t = 0.05, 0.1 ... 1."""
+    noised = [Cell('noise', t, images, transform, degrade=partial(_noise, t, seed)) for t in TEMPERATURES]
+    blurred = [Cell('blur', t, images, transform, degrade=partial(_blur, t, config.min_scale)) for t in TEMPERATURES]
+    return noised * ('n' in config.roles) + blurred * ('b' in config.roles)
+
+
+def official(
+    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str, num_classes: int
+) -> list[Cell]:
+    """Cells of a published set: folders <corruption>/<severity>/<class>/, or <corruption>.npy with labels.npy.
+
+    Raises:
+        ValueError: A file or folder is missing (which), or its shape, type or labels are wrong.
+    """
+    if not root.is_dir():
+        raise ValueError(f'no such folder: {root}')
+    if any(root.glob('*.npy')):
+        return _npy_cells(root, transform, names, severities, num_classes)
+    return _folder_cells(root, transform, names, severities, img_mode)
+
+
+class Images:
+    """A timm or torchvision data set as (PIL image, label) by index, or streamed, without its transform.
+
+    Unlike timm's, it does not go on with the next image where one cannot be read.
+    """
+
+    def __init__(self, dataset: Any, img_mode: str) -> None:
+        self.dataset = dataset
+        self.img_mode = img_mode
+        self.streamed = isinstance(dataset, IterableDataset)
+        dataset.transform = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        reader = getattr(self.dataset, 'reader', None)
+        if reader is None:
+            image, label = self.dataset[index][:2]
+        else:
+            image, label = reader[index][:2]
+            try:
+                image = Image.open(image)
+                image.load()
+            except Exception as error:  # Pillow's readers raise all sorts on damaged files
+                name = reader.filename(index, absolute=True)
+                raise ValueError(f'cannot read {name} as an image: {error}') from None
+        return image.convert(self.img_mode), -1 if label is None else int(label)
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        for image, label in self.dataset:
+            yield image.convert(self.img_mode), int(label)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the class folders in the order of their indices, None for other data sets."""
+        class_to_idx = getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', None)
+        return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
+
+
+class NpyImages:
+    """One severity of a CIFAR-C array, memory-mapped, so that workers share it."""
+
+    streamed = False
+    classes = None
+
+    def __init__(self, path: Path, labels: Path, start: int, stop: int) -> None:
+        self.path, self.labels, self.start, self.stop = path, labels, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        i = self.start + index
+        return Image.fromarray(np.asarray(_open(self.path)[i])), int(_open(self.labels)[i])
+
+
+def open_dataset(img_mode: str, **kwargs: Any) -> Images:
+    """Open a data set as timm's `create_dataset` does, without its transform.
+
+    Raises:
+        ValueError: timm cannot open it.
+    """
+    from timm.data import create_dataset
+
+    root = kwargs['root']
+    if root and not Path(root).is_dir() and not kwargs.get('name'):
+        raise ValueError(f'no such folder: {root}')
+    try:
+        dataset = create_dataset(input_img_mode=img_mode, **kwargs)
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+        OSError,
+        KeyError,
+    ) as error:  # timm and its readers raise them all
+        what = kwargs.get('name') or root
+        raise ValueError(f'timm cannot open {what!r} (split {kwargs["split"]!r}): {error}') from None
+    return Images(dataset, img_mode)
+
+
+class Loader:
+    """Reads cells one after the other into normalised batches on a device; the same on any number of workers.
+
+    All cells go through one set of workers, because starting workers takes longer than many a cell.
+
+    Args:
+        cells: What to read, in this order.
+        batch_size: Images a batch; a batch never holds images of two cells.
+        workers: Number of processes that read and corrupt; 0 for this one.
+        mean: Mean and
+        std: standard deviation of the normalisation, in [0, 1] a channel.
+        channels: Channels of the input.
+        device: Where batches go.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        batch_size: int,
+        workers: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        channels: int,
+        device: torch.device,
+    ) -> None:
+        self.cells = cells
+        self.batch_size = batch_size
+        self.workers = workers
+        self.dataset = _CellImages(cells)
+        self.prefetch: dict[str, Any] = dict(mean=mean, std=std, channels=channels, device=device)
+
+    def __iter__(self) -> Iterator[tuple[Cell, Tensor, Tensor]]:
+        """Yield (cell, images (B, C, H, W), class indices (B,)), the batches of a cell in order.
+
+        Raises:
+            ValueError: An image cannot be read (which).
+        """
+        try:
+            yield from self._batches()
+        except ValueError as error:  # a worker puts its whole traceback before the message
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+
+    def _batches(self) -> Iterator[tuple[Cell, Tensor, Tensor]]:
+        if any(cell.images.streamed for cell in self.cells):
+            for number, cell in enumerate(self.cells):
+                # A stream has no index but its order, which several workers would not keep.
+                stream = self._prefetched(_Stream(self.dataset, number), min(self.workers, 1), self.batch_size)
+                start = 0
+                for x, target in stream:
+                    yield cell, self._degraded(cell, x, start), target
+                    start += len(x)
+        else:
+            plan = _Plan([len(cell.images) for cell in self.cells], self.batch_size)
+            batches = self._prefetched(self.dataset, self.workers, plan)
+            for (number, start, _), (x, target) in zip(plan.parts(), batches, strict=True):
+                yield self.cells[number], self._degraded(self.cells[number], x, start), target
+
+    def _prefetched(self, dataset: Any, workers: int, batches: Any) -> Any:
+        from timm.data.loader import PrefetchLoader, fast_collate
+
+        how = {'batch_size': batches} if isinstance(batches, int) else {'batch_sampler': batches}
+        loader: Any = DataLoader(
+            dataset,
+            **how,
+            num_workers=workers,
+            collate_fn=fast_collate,
+            worker_init_fn=_start_worker,
+            pin_memory=self.prefetch['device'].type == 'cuda',
+        )
+        return PrefetchLoader(loader, **self.prefetch)
+
+    @staticmethod
+    def _degraded(cell: Cell, x: Tensor, start: int) -> Tensor:
+        return cell.degrade(x, range(start, start + len(x))) if cell.degrade else x
+
+
+class _Plan:
+    """Batches of (cell number, index), none across two cells: a batch sampler that keeps no list."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def parts(self) -> Iterator[tuple[int, int, int]]:
+        for number, length in enumerate(self.lengths):
+            for start in range(0, length, self.batch_size):
+                yield number, start, min(start + self.batch_size, length)
+
+    def __len__(self) -> int:
+        return sum(-(-length // self.batch_size) for length in self.lengths)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, start, stop in self.parts():
+            yield [(number, index) for index in range(start, stop)]
+
+
+class _CellImages(Dataset):  # type: ignore[type-arg]
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = cells
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+        number, index = key
+        return self.read(number, index, *self.cells[number].images[index])
+
+    def read(self, number: int, index: int, image: Image.Image, label: int) -> tuple[Any, int]:
+        cell = self.cells[number]
+        *geometry, to_array = cell.transform.transforms
+        for step in geometry:
+            image = step(image)
+        return to_array(image if cell.corrupt is None else cell.corrupt(image, index)), label
+
+
+class _Stream(IterableDataset):  # type: ignore[type-arg]
+    def __init__(self, images: _CellImages, number: int) -> None:
+        self.images, self.number = images, number
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        for index, (image, label) in enumerate(self.images.cells[self.number].images):
+            yield self.images.read(self.number, index, image, label)
+
+
+def _start_worker(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # the workers are the threads
+
+
+def _corrupt(name: str, severity: int, table: str, seed: int, image: Image.Image, index: int) -> Image.Image:
+    return C.corrupt(image, name, severity, table, index, seed)
+
+
+def _noise(t: float, seed: int, x: Tensor, indices: range) -> Tensor:
+    # The same noise at every t, so that the curve shows t and not the draw.
+    draws = []
+    for index in indices:
+        generator = torch.Generator().manual_seed(seed * 2**32 + index)
+        draws.append(torch.randn(x.shape[1:], generator=generator))
+    return noise(x, torch.full((len(x),), t, device=x.device), torch.stack(draws).to(x.device))
+
+
+def _blur(t: float, min_scale: float, x: Tensor, indices: range) -> Tensor:
+    return blur(x, torch.full((len(x),), t, device=x.device), min_scale)
+
+
+@lru_cache(maxsize=64)
+def _open(path: Path) -> Any:
+    return np.load(path, mmap_mode='r', allow_pickle=False)
+
+
+def _npy_cells(
+    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], num_classes: int
+) -> list[Cell]:
+    files = {name: root / f'{name}.npy' for name in (*names, 'labels')}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise ValueError(f'{root} lacks {", ".join(missing)}; --corruptions names those to measure')
+    arrays = {}
+    for name, path in files.items():
+        try:
+            arrays[name] = _open(path)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f'{path} is not a NumPy array that can be read: {error}') from None
+    labels = arrays.pop('labels')
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu' or len(labels) % 5 or not len(labels):
+        raise ValueError(
+            f'{files["labels"]} must hold a label for each image of five severities, got {labels.dtype} {labels.shape}'
+        )
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+            raise ValueError(f'{files[name]} must be uint8 (N, H, W, 3), got {array.dtype} {array.shape}')
+        if len(array) != len(labels):
+            raise ValueError(f'{files[name]} has {len(array)} images, but labels.npy has {len(labels)} labels')
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f'{files["labels"]} has labels {labels.min()} to {labels.max()}, but the model has {num_classes} classes'
+        )
+    n = len(labels) // 5
+    return [
+        Cell(name, s, NpyImages(files[name], files['labels'], (s - 1) * n, s * n), transform)
+        for name in names
+        for s in severities
+    ]
+
+
+def _folder_cells(
+    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str
+) -> list[Cell]:
+    folders = {(name, s): root / name / str(s) for name in names for s in severities}
+    missing = [os.path.relpath(path, root) for path in folders.values() if not path.is_dir()]
+    if len(missing) == len(folders):
+        raise ValueError(f'{root} has neither folders such as {missing[0]} nor arrays such as {names[0]}.npy')
+    if missing:
+        raise ValueError(f'{root} lacks {", ".join(missing)}; --corruptions and --severities name those to measure')
+    cells = [
+        Cell(
+            name, s, open_dataset(img_mode, name='', root=str(path), split='validation', search_split=False), transform
+        )
+        for (name, s), path in folders.items()
+    ]
+    first = cells[0]
+    for cell in cells[1:]:
+        different = set(first.images.classes) ^ set(cell.images.classes)
+        if different:
+            raise ValueError(f'{root}: the class folders of {first} and {cell} differ in {some(different)}')
+        if len(cell.images) != len(first.images):
+            raise ValueError(
+                f'{root}: {first} has {len(first.images)} images, {cell} has {len(cell.images)}; is a download cut off?'
+            )
+    return cells
+
+
+def some(names: set[str]) -> str:
+    """List a few of many names."""
+    return ', '.join(sorted(names)[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

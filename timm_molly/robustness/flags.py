@@ -1,0 +1,55 @@
+"""The flags of `timm-molly validate` and `timm-molly fit`, those of timm's validate.py by the same names."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a model, data and a device, as timm's validate.py has them."""
+    parser.add_argument('--data-dir', metavar='DIR', help='path to the data set; clean, unless it is an official set')
+    parser.add_argument('--dataset', metavar='NAME', default='', help='type/name as for timm (default: image folder)')
+    parser.add_argument('--split', metavar='NAME', default='validation', help='(default: %(default)s)')
+    parser.add_argument('--dataset-download', action='store_true', help='for torch/, tfds/ and hfds/ data sets')
+    parser.add_argument('--class-map', metavar='FILE', default='', help='class to index mapping')
+    parser.add_argument('--model', '-m', metavar='NAME', required=True, help="timm's name, hf-hub:... or local-dir:...")
+    parser.add_argument('--checkpoint', metavar='FILE', type=Path, help='as train.py writes it, or .safetensors')
+    parser.add_argument('--pretrained', action='store_true', help='pretrained weights (default without --checkpoint)')
+    parser.add_argument('--use-ema', action='store_true', help="the checkpoint's EMA weights")
+    parser.add_argument('--trust-pickle', action='store_true', help='load a checkpoint that runs code of its own')
+    parser.add_argument('--num-classes', metavar='K', type=int)
+    parser.add_argument('--img-size', metavar='N', type=int, help='input side in pixels (default: of the model)')
+    parser.add_argument('--input-size', metavar='N', nargs=3, type=int, help='such as 3 224 224')
+    parser.add_argument('--crop-pct', metavar='F', type=float, help='(default: of the model; official sets 1.0)')
+    parser.add_argument('--crop-mode', metavar='MODE', help='squash, border or center')
+    parser.add_argument('--interpolation', metavar='NAME', default='')
+    parser.add_argument('--mean', metavar='F', nargs='+', type=float)
+    parser.add_argument('--std', metavar='F', nargs='+', type=float)
+    parser.add_argument('-b', '--batch-size', metavar='N', type=int, default=256, help='(default: %(default)s)')
+    parser.add_argument('-j', '--workers', metavar='N', type=int, default=4, help='(default: %(default)s)')
+    parser.add_argument('--device', default='', help='(default: cuda where there is one)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
+    parser.add_argument('--seed', metavar='N', type=int, default=42, help='of the corruptions (default: %(default)s)')
+    parser.add_argument('--aa', help="the training's (default: of the checkpoint, else molly)")
+    parser.add_argument('-o', '--output', metavar='DIR', type=Path, help='(default: a folder named after the model)')
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose what to measure."""
+    parser.add_argument('--corrupted-dir', metavar='DIR', type=Path, help='ImageNet-C, Tiny-ImageNet-C or CIFAR-C')
+    parser.add_argument(
+        '--table',
+        choices=('imagenet-c', 'tiny-imagenet-c', 'cifar-c'),
+        help='strengths on the fly (default: by image size)',
+    )
+    parser.add_argument(
+        '--corruptions',
+        metavar='NAME',
+        nargs='+',
+        default=['common'],
+        help='names, or common, held-out, all, noise, blur, weather, digital (default: common)',
+    )
+    parser.add_argument('--severities', metavar='N', nargs='+', type=int, choices=range(1, 6), default=range(1, 6))
+    parser.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')
