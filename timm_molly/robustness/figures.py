@@ -165,7 +165,7 @@ def _heat_map(report: Mapping[str, Any]) -> Figure:
     picture = ax.imshow(errors, cmap='magma_r', vmin=0, vmax=100, aspect='auto')
     for (row, column), error in np.ndenumerate(errors):
         shown = 'nan' if np.isnan(error) else f'{error:.0f}'
-        ax.text(column, row, shown, ha='center', va='center', fontsize=8, color='white' if error > 55 else 'black')
+        ax.text(column, row, shown, ha='center', va='center', fontsize=8, color='white' if error > 40 else 'black')
     ax.set_xticks(range(len(names)), [name.replace('_', ' ') for name in names], rotation=40, ha='right', fontsize=8)
     ax.set_yticks(range(len(severities)), severities)
     ax.set_ylabel('severity', fontsize=9)

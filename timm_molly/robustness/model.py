@@ -59,10 +59,12 @@ def load_model(args: argparse.Namespace) -> Subject:
     import timm
     from timm.data import resolve_data_config
 
-    if args.checkpoint is not None and args.use_ema is False and args.pretrained:
+    if args.checkpoint is not None and args.pretrained:
         raise ValueError('--pretrained and --checkpoint both name weights; leave one out')
     if args.use_ema and args.checkpoint is None:
         raise ValueError('--use-ema needs --checkpoint')
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        raise ValueError(f'no such checkpoint: {args.checkpoint}')
     in_chans = args.input_size[0] if args.input_size else 3
     with _without_pickled_code(args.trust_pickle):
         try:
@@ -78,18 +80,18 @@ def load_model(args: argparse.Namespace) -> Subject:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f'{args.checkpoint} does not fit {args.model}: {one_line(error)}') from None
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     try:
+        device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         model = model.to(device).eval()
-    except RuntimeError as error:
-        raise ValueError(f'--device {device} cannot be used: {one_line(error)}') from None
+    except (RuntimeError, AssertionError) as error:  # the latter from PyTorch without CUDA
+        raise ValueError(f'--device {args.device} cannot be used: {one_line(error)}') from None
     data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     record = {
         'name': args.model,
-        'checkpoint': args.checkpoint.name if args.checkpoint else None,
+        'checkpoint': '/'.join(args.checkpoint.resolve().parts[-2:]) if args.checkpoint else None,
         'ema': args.use_ema,
         'aa': aa,
         'parameters': sum(p.numel() for p in model.parameters()),
@@ -110,8 +112,6 @@ def _read_checkpoint(path: Path, use_ema: bool, trust: bool) -> tuple[dict[str, 
     """Read weights, and the --aa that train.py noted beside them."""
     from timm.models import clean_state_dict
 
-    if not path.is_file():
-        raise ValueError(f'no such checkpoint: {path}')
     if path.suffix == '.safetensors':
         import safetensors.torch
 

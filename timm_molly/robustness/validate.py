@@ -57,7 +57,12 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
             cells += benchmark.official(
                 args.corrupted_dir, transform, names, severities, img_mode(subject), subject.num_classes
             )
-            check_classes(cells[-1].images.classes, subject, args.corrupted_dir, bool(args.class_map))
+            corrupted = cells[-1].images
+            check_classes(corrupted.classes, subject, args.corrupted_dir, bool(args.class_map))
+            if images is not None and not images.streamed and len(images) != len(corrupted):
+                raise ValueError(
+                    f'{args.corrupted_dir} has {len(corrupted)} images a severity, but the clean set has {len(images)}'
+                )
             what = {'kind': 'official', 'name': args.corrupted_dir.resolve().name, **what}
         else:
             table = args.table or C.table_for(side)

@@ -1,0 +1,498 @@
+"""`timm-molly validate` end to end: against an independent computation, interrupted, and on bad input."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.test_metrics import independent
+from timm_molly.cli import main
+from timm_molly.robustness import corruptions as C
+from timm_molly.robustness import validate as V
+from timm_molly.robustness.benchmark import TEMPERATURES
+from timm_molly.robustness.model import Subject
+
+BRIGHT = 1.0
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+class Broken(torch.nn.Module):
+    """Not a number for pictures that are bright on the whole."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + torch.where(x.mean((1, 2, 3)) > BRIGHT, torch.nan, 0.0)[:, None]
+
+
+@pytest.fixture(scope='module')
+def checkpoint(image_folder, tmp_path_factory):
+    """Weights after a few steps, in the form in which train.py leaves them."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=3)
+    images, labels = validation_images(image_folder)
+    x = torch.stack([torch.from_numpy((np.asarray(i, float) / 255 - MEAN) / STD).permute(2, 0, 1) for i in images])
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x.float()), torch.from_numpy(labels)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        model.fc.weight.mul_(10)
+    averaged = {name: value * 1.1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    path = tmp_path_factory.mktemp('run') / 'model_best.pth.tar'
+    state = {
+        'epoch': 3,
+        'arch': 'test_resnet',
+        'state_dict': {f'module.{name}': value for name, value in model.state_dict().items()},
+        'state_dict_ema': averaged,
+        'optimizer': {'state': {}},
+        'version': 2,
+        'args': argparse.Namespace(aa='molly-b4+rand-m9', model='test_resnet'),
+        'metric': 50.0,
+    }
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def flags(image_folder, checkpoint):
+    """The flags of a run on the validation images."""
+    return [
+        *('--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32'),
+        *(
+            '--mean',
+            *map(str, MEAN),
+            '--std',
+            *map(str, STD),
+            '--interpolation',
+            'bicubic',
+            '--checkpoint',
+            str(checkpoint),
+            '-b',
+            '5',
+            '-j',
+            '0',
+        ),
+    ]
+
+
+def run(*arguments, output):
+    assert main(['validate', *map(str, arguments), '-o', str(output)]) == 0
+    return json.loads((output / 'report.json').read_text())
+
+
+def refused(capsys, *arguments, words, command='validate'):
+    assert main([command, *map(str, arguments)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'timm-molly {command}: ')
+    assert words in error
+    return error
+
+
+def load(checkpoint, key='state_dict'):
+    state = torch.load(checkpoint, weights_only=False)[key]
+    model = timm.create_model('test_resnet', num_classes=3)
+    model.load_state_dict({name.removeprefix('module.'): value for name, value in state.items()})
+    return model.eval()
+
+
+def validation_images(root, crop_pct=0.95):
+    """Images as a person would prepare them: resized, cropped in the middle, in the order of the files."""
+    transform = timm.data.create_transform(32, interpolation='bicubic', crop_pct=crop_pct).transforms[:2]
+    images, labels = [], []
+    for label, folder in enumerate(sorted((root / 'validation').iterdir())):
+        for path in sorted(folder.iterdir()):
+            image = Image.open(path).convert('RGB')
+            for step in transform:
+                image = step(image)
+            images.append(image)
+            labels.append(label)
+    return images, np.array(labels)
+
+
+@torch.inference_mode()
+def logits_of(model, images):
+    """One image at a time, normalised in float64."""
+    rows = []
+    for image in images:
+        x = (np.asarray(image, np.float64) / 255 - MEAN) / STD
+        rows.append(model(torch.from_numpy(x).float().permute(2, 0, 1)[None])[0].numpy())
+    return np.array(rows)
+
+
+def test_the_report_is_an_independent_computation_in_numpy(flags, checkpoint, image_folder, tmp_path):
+    images, labels = validation_images(image_folder)
+    report = run(*flags, '--corruptions', 'all', '--seed', 7, output=tmp_path / 'out')
+    model = load(checkpoint)
+
+    def check(cell, logits):
+        for name, value in independent(logits, labels).items():
+            assert cell[name] == pytest.approx(value, abs=1e-6), name
+        return {name: cell[name] for name in V.report.METRICS}
+
+    check(report['clean'], logits_of(model, images))
+    cells = {}
+    for name in (*C.COMMON, *C.HELD_OUT):
+        for s in C.SEVERITIES:
+            corrupted = [C.corrupt(image, name, s, 'cifar-c', i, 7) for i, image in enumerate(images)]
+            cells[name, s] = check(report['cells'][name][str(s)], logits_of(model, corrupted))
+    summary = report['summary']
+    for metric in V.report.METRICS:
+        by_name = {name: np.mean([cells[name, s][metric] for s in C.SEVERITIES]) for name in (*C.COMMON, *C.HELD_OUT)}
+        for name, value in by_name.items():
+            assert summary['corruptions'][name][metric] == pytest.approx(value, abs=1e-9)
+        for group, names in C.GROUPS.items():
+            assert summary['groups'][group][metric] == pytest.approx(np.mean([by_name[n] for n in names]), abs=1e-9)
+        assert summary['mean'][metric] == pytest.approx(np.mean([by_name[n] for n in C.COMMON]), abs=1e-9)
+    assert 'mCE' not in summary  # AlexNet's errors are those of ImageNet's classes
+    assert report['benchmark']['table'] == 'cifar-c'
+    assert report['model']['aa'] == 'molly-b4+rand-m9'
+
+
+def test_clean_error_is_that_of_timms_loader(flags, checkpoint, image_folder, tmp_path):
+    from timm.data import create_dataset, create_loader
+    from timm.utils import accuracy
+
+    report = run(*flags, '--corruptions', 'fog', '--severities', 1, output=tmp_path / 'out')
+    loader = create_loader(
+        create_dataset('', root=str(image_folder), split='validation'),
+        (3, 32, 32),
+        5,
+        mean=MEAN,
+        std=STD,
+        interpolation=report['model']['interpolation'],
+        crop_pct=report['model']['crop_pct'],
+        num_workers=0,
+        persistent_workers=False,
+        device=torch.device('cpu'),
+    )
+    with torch.inference_mode():
+        correct = sum(accuracy(load(checkpoint)(x), y)[0].item() * len(y) for x, y in loader)
+    assert 100 * report['clean']['error'] == pytest.approx(100 - correct / 12, abs=1e-9)
+
+
+@pytest.mark.skipif('TIMM_TRAIN_SCRIPT' not in os.environ, reason="TIMM_TRAIN_SCRIPT names no copy of timm's scripts")
+@pytest.mark.parametrize('ema', [False, True])
+def test_clean_error_is_that_of_timms_validate_script(flags, tmp_path, ema):
+    script = Path(os.environ['TIMM_TRAIN_SCRIPT']).with_name('validate.py')
+    extra = ['--use-ema'] * ema
+    done = subprocess.run(
+        [sys.executable, script, *flags, *extra, '--device', 'cpu'], capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(done.stdout.split('--result')[1])
+    report = run(*flags, *extra, '--corruptions', 'fog', '--severities', 1, output=tmp_path / 'out')
+    assert round(100 * report['clean']['error'], 4) == theirs['top1_err']
+
+
+def test_ema_weights_are_the_others(flags, checkpoint, image_folder, tmp_path):
+    images, labels = validation_images(image_folder)
+    report = run(*flags, '--use-ema', '--corruptions', 'fog', output=tmp_path / 'out')
+    wanted = independent(logits_of(load(checkpoint, 'state_dict_ema'), images), labels)
+    assert report['clean']['nll'] == pytest.approx(wanted['nll'], abs=1e-5)
+
+
+def test_workers_change_nothing(flags, tmp_path):
+    arguments = [*flags, '--corruptions', 'glass_blur', 'fog', 'frost', '--severities', 5, 1]
+    for workers in ('0', '1', '3'):
+        run(*arguments, '-j', workers, output=tmp_path / workers)
+    cells = [{path.name: path.read_bytes() for path in (tmp_path / w / 'cells').iterdir()} for w in ('0', '1', '3')]
+    assert len(cells[0]) == 7
+    assert cells[0] == cells[1] == cells[2]
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['timm-molly', 'validate'])
+    arguments = [*flags, '--corruptions', 'noise', 'contrast']
+    run(*arguments, output=tmp_path / 'whole')
+
+    update, batches = V.CellMetrics.update, []
+
+    def interrupted(self, *batch):
+        if len(batches) == 20:
+            raise KeyboardInterrupt
+        batches.append(1)
+        update(self, *batch)
+
+    with monkeypatch.context() as context:
+        context.setattr(V.CellMetrics, 'update', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(['validate', *arguments, '-o', str(tmp_path / 'cut')])
+    on_disk = {path.name for path in (tmp_path / 'cut' / 'cells').iterdir()}
+    assert on_disk == {'clean.json', *(f'gaussian_noise-{s}.json' for s in (1, 2, 3, 4, 5))}
+    assert not (tmp_path / 'cut' / 'report.json').exists()
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cut' / 'cells').iterdir()}
+    run(*arguments, output=tmp_path / 'cut')
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for name in ('report.json', 'report.csv', 'report.md'):
+        assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
+    arguments = [*flags, '--corruptions', 'fog', '-o', str(tmp_path)]
+    assert main(['validate', *arguments]) == 0
+    before = (tmp_path / 'report.json').read_bytes()
+    refused(capsys, *arguments, '--seed', 1, words='holds another run (benchmark.seed: 42, 1): choose another --output')
+    refused(capsys, *arguments, '--use-ema', words='model.sha256')
+    assert (tmp_path / 'report.json').read_bytes() == before
+
+
+def test_a_model_that_gives_nan_is_named_and_not_averaged(flags, tmp_path, monkeypatch, capsys):
+    def broken(args):
+        subject = V_load(args)
+        return Subject(Broken(subject.model), subject.data_config, subject.aa, subject.record)
+
+    V_load = V.load_model
+    monkeypatch.setattr(V, 'load_model', broken)
+    report = run(*flags, '--corruptions', 'brightness', 'contrast', output=tmp_path)
+    assert report['not_finite'] == ['brightness 4', 'brightness 5']
+    assert report['cells']['brightness']['5']['error'] is None
+    assert report['cells']['brightness']['5']['not_finite'] > 0
+    assert report['cells']['brightness']['1']['error'] is not None
+    assert report['summary']['corruptions']['brightness']['error'] is None
+    assert report['summary']['groups']['weather']['error'] is None
+    assert report['summary']['mean']['error'] is None
+    assert report['summary']['groups']['digital']['error'] is not None
+    text = capsys.readouterr().out
+    assert 'NOT A NUMBER: the model gave logits that are not finite in brightness 4, brightness 5' in text
+    assert json.dumps(report) == json.dumps(report, allow_nan=False)
+
+
+def test_mollification_is_measured_as_training_makes_it(flags, checkpoint, image_folder, tmp_path):
+    from timm_molly.functional import blur, noise
+
+    images, labels = validation_images(image_folder)
+    x = torch.stack([torch.from_numpy((np.asarray(i, float) / 255 - MEAN) / STD).permute(2, 0, 1) for i in images])
+    x = x.float()
+    eps = torch.stack(
+        [torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(5 * 2**32 + i)) for i in range(12)]
+    )
+    report = run(*flags, '--mollification', '--aa', 'molly-kn3', '--seed', 5, output=tmp_path)
+    model = load(checkpoint)
+    assert list(report['cells']) == ['noise', 'blur']
+    for t in (TEMPERATURES[0], 0.5, 1.0):
+        at = torch.full((12,), t)
+        for name, mollified in (('noise', noise(x, at, eps)), ('blur', blur(x, at))):
+            with torch.inference_mode():
+                wanted = independent(model(mollified), labels)
+            for metric, value in wanted.items():
+                assert report['cells'][name][f'{t:g}'][metric] == pytest.approx(value, abs=1e-4)
+        assert report['taught']['noise'][f'{t:g}'] == pytest.approx(1 - np.sin(np.pi * t / 2) ** 6 * 2 / 3)
+        assert report['taught']['blur'][f'{t:g}'] == pytest.approx(1 - t * 2 / 3)
+
+
+def test_the_label_schedule_shown_is_the_one_of_the_training(flags, tmp_path):
+    report = run(*flags, '--mollification', output=tmp_path)
+    assert report['benchmark']['settings'] == 'molly-b4'
+
+
+def cifar_c(root, images=12, names=C.COMMON):
+    root.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        np.save(root / f'{name}.npy', rng.integers(0, 256, (5 * images, 32, 32, 3), dtype=np.uint8))
+    np.save(root / 'labels.npy', np.tile(np.arange(images) % 3, 5).astype(np.uint8))
+    return root
+
+
+def test_cifar_c_arrays_are_read_severity_by_severity(flags, checkpoint, tmp_path):
+    root = cifar_c(tmp_path / 'CIFAR-10-C')
+    report = run(*flags[2:], '--corrupted-dir', root, output=tmp_path / 'out')
+    assert report['clean'] is None
+    model, labels = load(checkpoint), np.arange(12) % 3
+    array = np.load(root / 'fog.npy')
+    for s in C.SEVERITIES:
+        wanted = independent(logits_of(model, array[(s - 1) * 12 : s * 12]), labels)
+        for metric, value in wanted.items():
+            assert report['cells']['fog'][str(s)][metric] == pytest.approx(value, abs=1e-6)
+
+
+def imagenet_c(root, image_folder, names, severities=C.SEVERITIES):
+    for name in names:
+        for s in severities:
+            for path in sorted((image_folder / 'validation').rglob('*.png')):
+                to = root / name / str(s) / path.parent.name / f'{path.stem}.png'
+                to.parent.mkdir(parents=True, exist_ok=True)
+                image = Image.open(path).convert('RGB').resize((32, 32))
+                C.corrupt(image, name, s, 'cifar-c', int(path.stem)).save(to)
+    return root
+
+
+def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, image_folder, tmp_path):
+    root = imagenet_c(tmp_path / 'Tiny-ImageNet-C', image_folder, ('contrast', 'fog'))
+    report = run(*flags, '--corrupted-dir', root, '--corruptions', 'fog', 'contrast', output=tmp_path / 'out')
+    assert report['clean']['images'] == 12
+    model = load(checkpoint)
+    for name, s in (('fog', 2), ('contrast', 5)):
+        paths = sorted((root / name / str(s)).rglob('*.png'))
+        wanted = independent(logits_of(model, [Image.open(path) for path in paths]), np.arange(12) // 4)
+        for metric, value in wanted.items():
+            assert report['cells'][name][str(s)][metric] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('extra', 'words'),
+    [
+        (['--data-dir', 'nowhere'], 'no such folder: nowhere'),
+        (['--data-dir', 'x', '--dataset', 'torch/nonsense'], "timm cannot open 'torch/nonsense'"),
+        (['--checkpoint', 'nowhere.pth'], 'no such checkpoint: nowhere.pth'),
+        (['--model', 'resnet_18'], "timm cannot create 'resnet_18'"),
+        (['--model', 'test_vit'], 'model_best.pth.tar does not fit test_vit'),
+        (['--img-size', '32', '--table', 'imagenet-c'], 'imagenet-c needs images of 41 pixels or more, got 32'),
+        (['--corruptions', 'rain'], "no corruption 'rain'; there are common, held-out"),
+        (['--corrupted-dir', 'nowhere'], 'no such folder: nowhere'),
+        (['--corrupted-dir', '.', '--table', 'cifar-c'], 'leave --table and --mollification out'),
+        (['--pretrained'], '--pretrained and --checkpoint both name weights'),
+        (['--device', 'abacus'], '--device'),
+        (['--mollification', '--aa', 'rand-m9'], "'rand-m9' has no molly in it"),
+        (['--mollification', '--aa', 'molly-mx'], 'neither noises nor blurs'),
+        (['--mollification', '--aa', 'molly-s99'], 'is 99 pixels, more than the side, 32'),
+    ],
+)
+def test_bad_flags_are_named_before_the_model_runs(flags, extra, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(V, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, *flags, *extra, words=words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_data_at_all_is_named(capsys):
+    refused(capsys, '--model', 'test_resnet', words='no data: give --data-dir, or --corrupted-dir')
+
+
+def test_class_folders_that_are_not_the_models_are_named(flags, image_folder, tmp_path, capsys):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    (root / 'validation' / 'dots').rename(root / 'validation' / 'a new class')
+    shutil.copytree(root / 'validation' / 'stripes', root / 'validation' / 'more stripes')
+    refused(capsys, *flags, '--data-dir', root, words='has 4 class folders, but test_resnet has 3 classes')
+
+
+def test_label_names_of_the_model_in_another_order_are_named(flags, image_folder, tmp_path, capsys, monkeypatch):
+    create, names = timm.create_model, []
+
+    def with_names(*args, **kwargs):
+        model = create(*args, **kwargs)
+        model.pretrained_cfg['label_names'] = list(names)
+        return model
+
+    monkeypatch.setattr(timm, 'create_model', with_names)
+    names[:] = 'stripes', 'dots', 'circles'
+    refused(capsys, *flags, '-o', tmp_path / 'o', words='they differ in their order')
+    names[:] = 'circles', 'spots', 'stripes'
+    refused(capsys, *flags, '-o', tmp_path / 'o', words='they differ in dots, spots')
+    names[:] = 'circles', 'dots', 'stripes'
+    run(*flags, '--corruptions', 'fog', output=tmp_path / 'out')
+
+
+def test_what_an_official_set_lacks_is_named(flags, image_folder, tmp_path, capsys):
+    arguments = [*flags[2:], '-o', str(tmp_path / 'out'), '--corrupted-dir']
+    root = cifar_c(tmp_path / 'c')
+    (root / 'fog.npy').unlink()
+    (root / 'snow.npy').unlink()
+    refused(capsys, *arguments, root, words='lacks snow.npy, fog.npy; --corruptions names those')
+    (root / 'labels.npy').unlink()
+    refused(capsys, *arguments, root, '--corruptions', 'frost', words='lacks labels.npy')
+    folders = imagenet_c(tmp_path / 'folders', image_folder, ('fog', 'snow'))
+    shutil.rmtree(folders / 'fog' / '3')
+    chosen = ['--corruptions', 'fog', 'snow']
+    refused(capsys, *arguments, folders, *chosen, words=f'lacks {Path("fog/3")}; --corruptions and --severities')
+    refused(capsys, *arguments, tmp_path, words='has neither folders such as')
+    shutil.copytree(folders / 'fog' / '2', folders / 'fog' / '3')
+    (folders / 'fog' / '3' / 'dots').rename(folders / 'fog' / '3' / 'spots')
+    refused(capsys, *arguments, folders, *chosen, words='the class folders of snow 1 and fog 3 differ in dots, spots')
+    (folders / 'fog' / '3' / 'spots').rename(folders / 'fog' / '3' / 'dots')
+    (folders / 'fog' / '3' / 'dots' / '00.png').unlink()
+    refused(capsys, *arguments, folders, *chosen, words='has 12 images, fog 3 has 11; is a download cut off?')
+    refused(capsys, '--data-dir', folders, *flags[2:], words='is a set of corrupted images: give it as --corrupted-dir')
+
+
+@pytest.mark.parametrize(
+    ('name', 'array', 'words'),
+    [
+        ('fog', np.zeros((60, 32, 32), np.uint8), 'must be uint8 (N, H, W, 3), got uint8 (60, 32, 32)'),
+        ('fog', np.zeros((60, 32, 32, 3), np.float32), 'must be uint8 (N, H, W, 3), got float32'),
+        ('fog', np.zeros((50, 32, 32, 3), np.uint8), 'fog.npy has 50 images, but labels.npy has 60 labels'),
+        ('labels', np.zeros(59, np.uint8), 'must hold a label for each image of five severities, got uint8 (59,)'),
+        ('labels', np.full(60, 7, np.uint8), 'has labels 7 to 7, but the model has 3 classes'),
+        ('labels', np.zeros(60), 'got float64 (60,)'),
+        ('fog', np.array([{}] * 60), 'fog.npy is not a NumPy array that can be read'),
+    ],
+)
+def test_wrong_arrays_are_named(flags, tmp_path, capsys, monkeypatch, name, array, words):
+    monkeypatch.setattr(V, '_measure', lambda *_: pytest.fail('ran'))
+    root = cifar_c(tmp_path / 'c')
+    np.save(root / f'{name}.npy', array)
+    refused(capsys, *flags[2:], '-o', tmp_path / 'out', '--corrupted-dir', root, words=words)
+
+
+def test_an_array_cut_short_is_named(flags, tmp_path, capsys):
+    root = cifar_c(tmp_path / 'c')
+    data = (root / 'fog.npy').read_bytes()
+    (root / 'fog.npy').write_bytes(data[: len(data) // 2])
+    refused(capsys, *flags[2:], '-o', tmp_path / 'out', '--corrupted-dir', root, words='fog.npy is not a NumPy array')
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_an_image_that_cannot_be_read_is_named(flags, image_folder, tmp_path, capsys, workers):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    path = root / 'validation' / 'dots' / '02.png'
+    path.write_bytes(path.read_bytes()[:200])
+    arguments = [*flags, '--data-dir', root, '-o', tmp_path / 'out', '-j', workers]
+    refused(capsys, *arguments, words=f'cannot read {path} as an image: ')
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.system, ('touch trapped',))
+
+
+def test_a_checkpoint_that_needs_code_is_refused_and_its_code_not_run(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = timm.create_model('test_resnet', num_classes=3).state_dict()
+    torch.save({'state_dict': state, 'extra': Trap()}, 'trap.pth')
+    arguments = [*flags, '--checkpoint', 'trap.pth', '--corruptions', 'fog', '-o', 'out']
+    refused(capsys, *arguments, words='trap.pth needs pickled code to load')
+    assert not Path('trapped').exists()
+    assert not Path('out').exists()
+    assert main(['validate', *map(str, arguments), '--trust-pickle']) == 0
+    assert Path('trapped').exists()
+
+
+@pytest.mark.parametrize('name', ['random.pth', 'random.safetensors'])
+def test_a_file_that_is_no_checkpoint_is_named(flags, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(os.urandom(500))
+    error = refused(capsys, *flags, '--checkpoint', tmp_path / name, words=name)
+    assert 'Traceback' not in error
+
+
+def test_weights_without_ema_are_not_taken_for_ema(flags, tmp_path, capsys):
+    torch.save({'state_dict': timm.create_model('test_resnet', num_classes=3).state_dict()}, tmp_path / 'c.pth')
+    refused(capsys, *flags, '--checkpoint', tmp_path / 'c.pth', '--use-ema', words='has no EMA weights')
+
+
+def test_safetensors_and_local_dir_give_the_same_as_the_checkpoint(flags, checkpoint, tmp_path):
+    from safetensors.torch import save_file
+    from timm.models import save_for_hf
+
+    model = load(checkpoint)
+    save_file(model.state_dict(), tmp_path / 'weights.safetensors')
+    save_for_hf(model, tmp_path / 'hub')
+    chosen = ['--corruptions', 'fog', '--severities', '3']
+    a = run(*flags, *chosen, output=tmp_path / 'a')
+    b = run(*flags, *chosen, '--checkpoint', tmp_path / 'weights.safetensors', output=tmp_path / 'b')
+    without_checkpoint = [f for i, f in enumerate(flags) if '--checkpoint' not in (f, flags[i - 1])]
+    c = run(*without_checkpoint, *chosen, '--model', f'local-dir:{tmp_path / "hub"}', output=tmp_path / 'c')
+    assert a['cells'] == b['cells'] == c['cells']
+    assert a['model']['sha256'] == b['model']['sha256'] == c['model']['sha256']
