@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from timm_molly import demo as demo_module
 from timm_molly.cli import main
@@ -23,12 +25,21 @@ def test_it_trains_twice_and_compares(image_folder, tmp_path, capsys, monkeypatc
     assert main([*arguments, '--aa', 'molly-b4']) == 0
     assert trained == [('PrefetchLoader', 1), ('MollyLoader', 1)]
     text = capsys.readouterr().out
-    rows = {re.split(r'\s{2,}', line)[0]: line for line in text.splitlines()}
+    mollified, corrupted = text.split('corrupted as cifar-c')
+    rows = {re.split(r'\s{2,}', line)[0]: line for line in mollified.splitlines()}
     assert len(re.findall(r'[\d.]+ %', rows['clean'])) == 2
     assert len(re.findall(r'\d+\.\d+', rows['mean of degraded'])) == 6
     assert 'with molly-b4' in text
     assert '3 classes, 48 training and 12 validation images of 32 px, 1 epochs, seed 0' in text
-    for name in ('robustness.png', 'preview.png'):
+    rows = {re.split(r'\s{2,}', line)[0]: line for line in corrupted.splitlines()}
+    for column, name in enumerate(('without-molly', 'with-molly-b4')):
+        report = json.loads((tmp_path / 'out' / name / 'report.json').read_text())
+        error = report['summary']['mean']['error']
+        assert re.split(r'\s{2,}', rows['mean of all'])[1 + column] == f'{100 * error:.1f}'
+        assert report['command'].startswith('timm-molly validate --data-dir')
+        state = load_file(tmp_path / 'out' / name / 'model.safetensors')
+        assert state['fc.weight'].shape[0] == 3
+    for name in ('mollified.png', 'preview.png', 'corrupted.png'):
         with Image.open(tmp_path / 'out' / name) as image:
             assert image.width > 500
 
@@ -37,7 +48,7 @@ def test_the_metrics_are_their_definitions():
     logits = torch.randn(40, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2
     target = torch.arange(40) % 3
     model = torch.nn.Flatten()
-    result = demo_module.evaluate(model, [(logits[:25], target[:25]), (logits[25:], target[25:])], 3)['clean']
+    result = demo_module.evaluate(model, [(logits[:25], target[:25]), (logits[25:], target[25:])])['clean']
     p = np.exp(logits.flatten(1).double().numpy())
     p /= p.sum(1, keepdims=True)
     y = target.numpy()
@@ -74,7 +85,8 @@ def test_the_digits_are_scikit_learns(tmp_path):
         (['--aa', 'rand-m9'], 'has no molly in it'),
         (['--aa', 'molly-z3'], "section 'z3'"),
         (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
-        (['--epochs', '0'], 'epochs must be 1 or more'),
+        (['--epochs', '0'], 'epochs must be 1 or more, got 0'),
+        (['--img-size', '16'], 'cifar-c needs images of 29 pixels or more, got 16'),
         (['--aa', 'molly-s40'], 'is 40 pixels, more than the side of the images, 32'),
         (['--aa', 'molly+nonsense'], "timm refuses 'molly+nonsense': Unknown AA policy nonsense"),
     ],

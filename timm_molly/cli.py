@@ -15,7 +15,7 @@ COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 2 after one line on stderr where the user has to change something."""
+    """Run a command; return 0, 2 after a line on stderr where the user has to change something, 130 if interrupted."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from timm_molly.demo import demo
 
             demo(args.data_dir, args.output, args.aa, args.img_size, args.epochs, args.seed)
+    except KeyboardInterrupt:
+        if args.command not in ('validate', 'fit'):
+            raise
+        print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
+        return 130
     except (ImportError, OSError, ValueError) as error:
         print(f'timm-molly {args.command}: {error}', file=sys.stderr)
         return 2

@@ -1,7 +1,10 @@
-"""The `timm-molly demo`: one small model trained without and with molly, and what each knows of degraded images."""
+"""The `timm-molly demo`: one small model trained without and with molly, and what each knows of damaged images."""
 
 from __future__ import annotations
 
+import argparse
+import shlex
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +29,14 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: int, seed: int) -> None:
-    """Train `test_resnet` without and with `aa` at the same budget; print and draw clean and degraded metrics.
+    """Train `test_resnet` without and with `aa` at the same budget, and compare the two.
+
+    First on images noised and blurred as in training, then, by `timm-molly validate`, under the common corruptions.
 
     Args:
         data_dir: Image folder with train/ and val/ or validation/, one folder a class; None for scikit-learn's
             handwritten digits.
-        output: Folder for the digits, the plot and the preview.
+        output: Folder for the digits, the weights, the plots, the preview and the reports.
         aa: The aa string of the second training.
         img_size: Input size in pixels.
         epochs: Passes over the training images.
@@ -46,14 +51,16 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
-        import torchmetrics  # noqa: F401
         import tqdm
+
+        from timm_molly.robustness import corruptions, figures, report
     except ImportError as error:
-        raise ImportError(f'the demo needs {error.name}: pip install "timm-molly[demo]"') from None
+        raise ImportError(f'the demo needs more: pip install "timm-molly[demo]" ({error})') from None
     if split_aa(aa)[0] is None:
         raise ValueError(f'{aa!r} has no molly in it; try --aa molly')
-    if epochs < 1 or img_size < 8:
-        raise ValueError(f'epochs must be 1 or more and the image size 8 or more, got {epochs} and {img_size}')
+    if epochs < 1:
+        raise ValueError(f'epochs must be 1 or more, got {epochs}')
+    corruptions.check_size(img_size, corruptions.table_for(img_size))
     register()
     output.mkdir(parents=True, exist_ok=True)
     digits = data_dir is None
@@ -76,23 +83,28 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
 
     start = time.perf_counter()
     results: Results = {}
+    models: dict[str, nn.Module] = {}
     steps = epochs * sum(len(loader) for loader in loaders.values())
     with tqdm.tqdm(total=steps, unit='step', dynamic_ncols=True, mininterval=0.5) as progress:
         for name, loader in loaders.items():
             progress.set_description(f'train {name}')
             torch.manual_seed(seed)
-            model = train(loader, num_classes, epochs, progress.update)
-            results[name] = evaluate(model, validation_loader, num_classes)
+            models[name] = train(loader, num_classes, epochs, progress.update)
+            results[name] = evaluate(models[name], validation_loader)
 
     print(
-        f'\n{MODEL}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {num_classes} classes, '
-        f'{len(train_set)} training and {len(validation_set)} validation images of {img_size} px, '
-        f'{epochs} epochs, seed {seed}: {time.perf_counter() - start:.0f} s\n\n{table(results)}\n'
+        f'\n{MODEL}, {sum(p.numel() for p in models["without molly"].parameters()) / 1e6:.2f} M parameters, '
+        f'{num_classes} classes, {len(train_set)} training and {len(validation_set)} validation images of '
+        f'{img_size} px, {epochs} epochs, seed {seed}: {time.perf_counter() - start:.0f} s\n\n{table(results)}\n'
     )
-    preview.save_figure(draw(results), output / 'robustness.png')
+    preview.save_figure(draw(results), output / 'mollified.png')
     images = [Path(validation_set.filename(i, absolute=True)) for i in (0, len(validation_set) // 2)]
     preview.preview(images, aa, output / 'preview.png', img_size, num_classes, MEAN, STD)
-    print(f'wrote {output / "robustness.png"} and {output / "preview.png"}')
+
+    reports = [_report(model, root, output / name.replace(' ', '-'), img_size) for name, model in models.items()]
+    print(f'\n{report.title(reports[0])}\n\n{report.compare_table(reports, list(models))}\n')
+    preview.save_figure(figures.comparison(reports, list(models)), output / 'corrupted.png')
+    print(f'wrote mollified.png, preview.png, corrupted.png and a report for each model to {output}')
 
 
 def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], Any]) -> nn.Module:
@@ -115,22 +127,41 @@ def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], An
     return model
 
 
+def _report(model: nn.Module, root: Path, output: Path, img_size: int) -> dict[str, Any]:
+    """Save a model and measure it as `timm-molly validate` does from there."""
+    from safetensors.torch import save_file
+
+    from timm_molly.robustness import flags, validate
+
+    shutil.rmtree(output, ignore_errors=True)  # a report of an earlier training
+    output.mkdir()
+    save_file(model.state_dict(), output / 'model.safetensors')
+    arguments = [
+        *('--data-dir', str(root), '--model', MODEL, '--num-classes', str(model.num_classes)),
+        *('--img-size', str(img_size), '--crop-pct', '1.0', '--mean', *map(str, MEAN), '--std', *map(str, STD)),
+        *('--checkpoint', str(output / 'model.safetensors'), '-j', '2', '--device', 'cpu', '-o', str(output)),
+    ]
+    parser = argparse.ArgumentParser()
+    flags.add_arguments(parser)
+    flags.add_benchmark_arguments(parser)
+    return validate.run(parser.parse_args(arguments), shlex.join(['timm-molly', 'validate', *arguments]))
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Any, num_classes: int) -> dict[str, dict[str, float]]:
+def evaluate(model: nn.Module, loader: Any) -> dict[str, dict[str, float]]:
     """Measure error, NLL and ECE (15 equal-width bins) on clean images, and noised and blurred at each temperature."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    from timm_molly.robustness.metrics import CellMetrics
 
     model.eval()
     batches = list(loader)
-    target = torch.cat([y for _, y in batches])
     generator = torch.Generator().manual_seed(0)
 
     def measure(degrade: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        logits = torch.cat([model(degrade(x)) for x, _ in batches])
-        ece = multiclass_calibration_error(logits.softmax(1), target, num_classes, n_bins=15)
-        error = (logits.argmax(1) != target).double().mean()
-        nll = nn.functional.cross_entropy(logits.double(), target)
-        return dict(zip(METRICS, (error.item(), nll.item(), ece.item()), strict=True))
+        metrics = CellMetrics()
+        for x, target in batches:
+            metrics.update(model(degrade(x)), target)
+        result = metrics.result()
+        return {name: result[name.lower()] for name in METRICS}
 
     results = {'clean': measure(lambda x: x)}
     for t in TEMPERATURES:

@@ -150,10 +150,10 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
             )
             ece = np.abs(correct - confidence).sum() / images.sum()
             name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '')
+            ax.legend(frameon=False, fontsize=8, loc='upper left')
         _axes(ax, name, 'confidence')
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)
-        ax.legend(frameon=False, fontsize=8, loc='upper left')
     return figure
 
 

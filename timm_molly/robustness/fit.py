@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,9 @@ def fit(args: argparse.Namespace) -> MollyConfig:
     what = {'kind': 'mollification', 'settings': str(config), 'seed': args.seed, 'image_size': side}
     args.output = args.output or default_output(args, 'fit')
     results = measure(args, subject, cells, settings(args, subject, what))
-    made = report.build(subject.record, what, data_record(args, subject, results), results)
+    made = report.build(
+        subject.record, what, data_record(args, subject, results), results, ' '.join(['timm-molly', *sys.argv[1:]])
+    )
     if made['not_finite']:
         raise ValueError(f'the model gave logits that are not finite in {", ".join(made["not_finite"])}')
     fitted = {name: fit_power(name, made, made['data']['num_classes']) for name in made['cells']}

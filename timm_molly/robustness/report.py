@@ -6,7 +6,6 @@ import csv
 import importlib.metadata
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ Report = dict[str, Any]
 Row = list[str]
 
 
-def build(model: Mapping[str, Any], benchmark: Mapping[str, Any], data: Mapping[str, Any], cells: Cells) -> Report:
+def build(
+    model: Mapping[str, Any], benchmark: Mapping[str, Any], data: Mapping[str, Any], cells: Cells, command: str
+) -> Report:
     """Make the report from the cells; the same cells give the same report.
 
     Args:
@@ -35,6 +36,7 @@ def build(model: Mapping[str, Any], benchmark: Mapping[str, Any], data: Mapping[
         benchmark: On what: 'kind' ('on the fly', 'official', 'mollification') and what else tells it from others.
         data: The images.
         cells: The results by (name, level), ('clean', 0) among them where there is one.
+        command: The command line.
     """
     clean = cells.get(('clean', 0))
     levels: dict[str, dict[str, Any]] = {}
@@ -48,7 +50,7 @@ def build(model: Mapping[str, Any], benchmark: Mapping[str, Any], data: Mapping[
         'benchmark': dict(benchmark),
         'data': dict(data),
         'packages': packages(),
-        'command': ' '.join(['timm-molly', *sys.argv[1:]]),
+        'command': command,
         'clean': clean,
         'cells': levels,
         'not_finite': [_name(*key) for key, cell in cells.items() if cell['error'] is None],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,8 +27,18 @@ Results = dict[tuple[str, float], dict[str, Any]]
 CHOICES = {'common': C.COMMON, 'held-out': C.HELD_OUT, 'all': (*C.COMMON, *C.HELD_OUT), **C.GROUPS}
 
 
-def validate(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the command on its parsed flags; print the report, write it, and return it.
+def validate(args: argparse.Namespace) -> None:
+    """Run the command on its parsed flags: measure, write the report and print its table."""
+    made = run(args, ' '.join(['timm-molly', *sys.argv[1:]]))
+    print(f'\n{report.text(made)}\n\nwrote {args.output}/report.json, .csv, .md and pictures')
+
+
+def run(args: argparse.Namespace, command: str) -> report.Report:
+    """Measure the model that the flags name, write the report to `args.output`, and return it.
+
+    Args:
+        args: The flags of `timm-molly validate`.
+        command: The command line, for the report.
 
     Raises:
         ValueError: What the user has to change, before the model runs where it can be known.
@@ -72,9 +83,8 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     if args.output is None:
         args.output = default_output(args, 'validate')
     results = measure(args, subject, cells, settings(args, subject, what))
-    made = report.build(subject.record, what, data_record(args, subject, results), results)
+    made = report.build(subject.record, what, data_record(args, subject, results), results, command)
     report.write(made, args.output)
-    print(f'\n{report.text(made)}\n\nwrote {args.output}/report.json, .csv, .md and pictures')
     return made
 
 

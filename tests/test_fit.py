@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.test_report import cell
+from tests.test_validate import checkpoint, flags  # noqa: F401
+from timm_molly.cli import main
+from timm_molly.config import MollyConfig, split_aa
+from timm_molly.robustness.benchmark import TEMPERATURES
+from timm_molly.robustness.fit import fit_power
+
+
+def report(name, gamma, num_classes):
+    """A net that is right on as many images as a label of this gamma says."""
+    error = {t: float(gamma(t)) * (num_classes - 1) / num_classes for t in TEMPERATURES}
+    return {'clean': cell(0.0), 'cells': {name: {f'{t:g}': cell(error[t]) for t in TEMPERATURES}}}
+
+
+@given(power=st.floats(0.1, 100), num_classes=st.sampled_from([2, 10, 1000]))
+@settings(max_examples=40, deadline=None)
+def test_a_net_that_follows_a_power_gives_that_power(power, num_classes):
+    for name, gamma in (
+        ('noise', lambda t: np.sin(np.pi * t / 2) ** (2 * power)),
+        ('blur', lambda t: t**power),
+    ):
+        found = fit_power(name, report(name, gamma, num_classes), num_classes)
+        assert found['power'] == pytest.approx(power, rel=0.006)
+        assert found['rms'] < 0.002
+        assert found['largest'] < 0.005
+
+
+def test_no_other_power_is_nearer_and_the_gap_is_what_it_says():
+    rng = np.random.default_rng(0)
+    noisy = {t: float(np.clip(0.9 * (t > 0.4) + 0.02 * rng.normal(), 0, 0.9)) for t in TEMPERATURES}
+    made = {'clean': cell(0.0), 'cells': {'blur': {f'{t:g}': cell(noisy[t]) for t in TEMPERATURES}}}
+    found = fit_power('blur', made, 10)
+    t, error = np.array(TEMPERATURES), np.array(list(noisy.values()))
+
+    def gaps(power):
+        return np.abs(1 - t**power * 0.9 - (1 - error))
+
+    assert found['rms'] == pytest.approx(np.sqrt((gaps(found['power']) ** 2).mean()), abs=1e-9)
+    assert found['largest'] == pytest.approx(gaps(found['power']).max(), abs=1e-9)
+    assert found['paper_rms'] == pytest.approx(np.sqrt((gaps(1.0) ** 2).mean()), abs=1e-9)
+    assert all(np.sqrt((gaps(power) ** 2).mean()) >= found['rms'] - 1e-5 for power in np.geomspace(0.05, 1000, 500))
+
+
+def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsys):  # noqa: F811
+    assert main(['fit', *flags, '-o', str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    aa = next(line for line in text.splitlines() if line.startswith('--aa ')).split()[1]
+    config, rest = split_aa(aa)
+    made = json.loads((tmp_path / 'report.json').read_text())
+    assert made['benchmark']['settings'] == 'molly-b4'  # of the checkpoint
+    assert (config.beta, config.roles, rest) == (4.0, 'xnb', None)
+    for name, power in (('noise', config.noise_power), ('blur', config.blur_power)):
+        found = fit_power(name, made, 3)
+        assert found['power'] == power
+        assert f'{name}: k = {power:g}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f}' in text
+    with Image.open(tmp_path / 'fit.png') as image:
+        assert image.width > 500
+
+
+def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path, capsys):  # noqa: F811
+    assert main(['fit', *flags, '--aa', 'molly-mxn-kb3', '-o', str(tmp_path)]) == 0
+    aa = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('--aa ')).split()[1]
+    config = MollyConfig.from_string(aa)
+    assert (config.roles, config.blur_power) == ('xn', 3.0)
+
+
+def test_fit_without_data_is_named(capsys):
+    assert main(['fit', '--model', 'test_resnet']) == 2
+    assert 'no data: give --data-dir or --dataset' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'), [(0.0, 'hard labels are right'), (0.9, 'the net recognises next to nothing, is it trained?')]
+)
+def test_a_power_at_its_bound_says_what_that_means(error, words):
+    from timm_molly.robustness.fit import _said
+
+    found = fit_power('noise', report('noise', lambda t: error / 0.9, 10), 10)
+    assert words in _said(found)

@@ -1,0 +1,193 @@
+import copy
+import csv
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from timm_molly.cli import main
+from timm_molly.robustness import corruptions as C
+from timm_molly.robustness import report as R
+from timm_molly.robustness.metrics import ALEXNET, METRICS
+
+
+def cell(error, images=100, **values):
+    bins = {'images': [0.0] * 10 + [images / 5] * 5, 'correct': [0.0] * 10 + [images / 6] * 5}
+    bins['confidence'] = [0.0] * 10 + [images / 5.5] * 5
+    return {
+        'images': images,
+        **{'error': error, 'nll': 2 * error, 'brier': error, 'ece': error / 4, 'confidence': 0.9, **values},
+        'bins': bins,
+        'labels': 'abc',
+    }
+
+
+def made(benchmark=None, cells=None, num_classes=10, **model):
+    if cells is None:
+        cells = {(name, s): cell(0.1 * s + 0.001 * i) for i, name in enumerate(C.COMMON) for s in C.SEVERITIES}
+        cells = {('clean', 0): cell(0.05), **cells}
+    severities = sorted({level for name, level in cells if name != 'clean'})
+    benchmark = benchmark or {'kind': 'on the fly', 'table': 'cifar-c', 'seed': 1, 'severities': severities}
+    model = {
+        'name': 'test_resnet',
+        'checkpoint': None,
+        'aa': None,
+        'parameters': 370_000,
+        'num_classes': num_classes,
+        'input_size': [3, 32, 32],
+        'crop_pct': 1.0,
+        **model,
+    }
+    data = {'dataset': 'digits', 'images': 100, 'num_classes': num_classes, 'labels': 'abc'}
+    return R.build(model, benchmark, data, cells, 'timm-molly validate')
+
+
+def mollified(**changes):
+    cells = {('clean', 0): cell(0.05)} | {(n, t): cell(t / 2) for n in ('noise', 'blur') for t in (0.25, 0.5, 1.0)}
+    return made({'kind': 'mollification', 'settings': 'molly', 'seed': 1, **changes}, cells)
+
+
+def test_mce_is_reported_for_imagenet_c_with_imagenets_classes_alone():
+    cells = {(name, s): cell(0.8 * error) for name, error in ALEXNET.items() for s in C.SEVERITIES}
+    kinds = [
+        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 1000, True),
+        ({'kind': 'official', 'name': 'ImageNet-C', 'severities': [1, 2, 3, 4, 5]}, 1000, True),
+        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 10, False),
+        ({'kind': 'on the fly', 'table': 'tiny-imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 1000, False),
+        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 3]}, 1000, False),
+    ]
+    for benchmark, num_classes, there in kinds:
+        report = made(benchmark, cells, num_classes)
+        assert (report['summary'].get('mCE') is not None) == there
+        assert ('mCE 80.0 %' in R.text(report)) == there
+    with_clean = made(kinds[0][0], {('clean', 0): cell(0.3), **cells}, 1000)
+    assert with_clean['summary']['relative_mCE'] is not None
+    assert 'relative mCE' in R.text(with_clean)
+
+
+def test_the_table_shows_the_figures_of_the_cells():
+    lines = {line.split('  ')[0]: line.split() for line in R.text(made()).splitlines()}
+    assert lines['fog'][1:] == ['10.9', '20.9', '30.9', '40.9', '50.9', '30.9', '0.618', '0.309', '0.077', '0.900']
+    assert lines['clean'][1:] == ['5.0', '0.100', '0.050', '0.013', '0.900']
+    assert lines['mean of all'][3:5] == ['30.7', '0.614']
+
+
+def test_files_hold_every_cell_and_pictures_open(tmp_path):
+    for name, report, pictures in (
+        ('c', made(), ('error-by-severity', 'reliability', 'heat-map')),
+        ('m', mollified(), ('confidence',)),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        R.write(report, folder)
+        assert R.read(folder) == json.loads(json.dumps(report))
+        with open(folder / 'report.csv') as file:
+            rows = list(csv.DictReader(file))
+        cells = [('clean', '0', report['clean'])]
+        cells += [(n, at, one) for n, levels in report['cells'].items() for at, one in levels.items()]
+        assert len(rows) == len(cells)
+        for row, (n, at, one) in zip(rows, cells, strict=True):
+            assert (row['name'], row['t' if name == 'm' else 'severity']) == (n, at)
+            assert [float(row[metric]) for metric in METRICS] == [one[metric] for metric in METRICS]
+        markdown = (folder / 'report.md').read_text()
+        for picture in pictures:
+            assert f']({picture}.png)' in markdown
+            with Image.open(folder / f'{picture}.png') as image:
+                assert image.width > 500
+        assert {path.suffix for path in folder.iterdir()} == {'.json', '.csv', '.md', '.png'}
+
+
+def test_cells_that_are_not_numbers_are_drawn_and_written_as_such(tmp_path):
+    empty = {'images': 100, 'not_finite': 3, **dict.fromkeys((*METRICS, 'bins'))}
+    cells = {(name, s): empty if name == 'fog' else cell(0.5) for name in C.COMMON for s in (1, 2)}
+    report = made(cells=cells)
+    R.write(report, tmp_path)
+    assert report['not_finite'] == ['fog 1', 'fog 2']
+    assert ',,,,,' in (tmp_path / 'report.csv').read_text()
+    assert 'NOT A NUMBER' in (tmp_path / 'report.md').read_text()
+    everything = made(cells=dict.fromkeys(cells, empty))
+    R.write(everything, tmp_path)
+
+
+@pytest.mark.parametrize('make', [made, mollified])
+def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
+    first, second = make(), make()
+    for one in second['cells'].values():
+        for level in one.values():
+            level['error'] += 0.01
+    if 'summary' in second:
+        for one in (*second['summary']['corruptions'].values(), second['summary']['mean']):
+            one['error'] += 0.01
+    second['model'] |= {'name': 'other', 'checkpoint': 'run/best.pth'}
+    for name, report in (('a', first), ('b', second)):
+        (tmp_path / name).mkdir()
+        R.write(report, tmp_path / name)
+    assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b' / 'report.json'), '-o', str(tmp_path / 'out')]) == 0
+    text = capsys.readouterr().out
+    assert 'A: test_resnet\nB: other run/best.pth\n' in text
+    lines = {line.split('  ')[0]: line.split() for line in text.splitlines()}
+    if make is made:
+        assert lines['fog'][1:] == ['30.9', '31.9', '+1.0', '0.618', '0.618', '+0.000', '0.077', '0.077', '+0.000']
+        assert lines['mean of all'][3:6] == ['30.7', '31.7', '+1.0']
+    else:
+        assert lines['noise t=0.5'][2:5] == ['25.0', '26.0', '+1.0']
+    assert (tmp_path / 'out' / 'compare.md').read_text().startswith('A: test_resnet\nB: other run/best.pth\n\n| ')
+    with Image.open(tmp_path / 'out' / 'compare.png') as image:
+        assert image.width > 500
+
+
+def test_compare_takes_more_than_two(tmp_path, capsys):
+    for name in 'abc':
+        (tmp_path / name).mkdir()
+        R.write(made(), tmp_path / name)
+    assert main(['compare', *(str(tmp_path / n) for n in 'abc'), '-o', str(tmp_path / 'out')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
+    heading = [f'{metric} {x}' for metric in ('error %', 'NLL', 'ECE') for x in ('A', 'B', 'C', 'B - A', 'C - A')]
+    assert re.split(r'\s{2,}', lines[4].strip()) == [h[-5:] if '-' in h else h for h in heading]
+
+
+@pytest.mark.parametrize(
+    ('where', 'value', 'words'),
+    [
+        (('benchmark', 'table'), 'imagenet-c', 'table: "cifar-c", "imagenet-c"'),
+        (('benchmark', 'seed'), 2, 'seed: 1, 2'),
+        (('data', 'images'), 99, 'images: 100, 99'),
+        (('data', 'labels'), 'xyz', 'labels: "abc", "xyz"'),
+        (('clean',), None, 'clean: true, false'),
+    ],
+)
+def test_reports_of_different_things_are_not_compared(tmp_path, capsys, where, value, words):
+    first, second = made(), copy.deepcopy(made())
+    inner = second
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    for name, report in (('a', first), ('b', second)):
+        (tmp_path / f'{name}.json').write_text(json.dumps(report))
+    assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 2
+    error = capsys.readouterr().err
+    assert 'measured different things' in error
+    assert words in error
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (None, 'no such report'),
+        ('{', 'is not a report'),
+        ('[1]', 'is not a report of timm-molly validate'),
+        ('{"schema": "something"}', 'is not a report of timm-molly validate'),
+        ('{"schema": "timm-molly/robustness", "version": 99}', 'has version 99 of the schema; this timm-molly reads 1'),
+    ],
+)
+def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
+    (tmp_path / 'good.json').write_text(json.dumps(made()))
+    if text is not None:
+        (tmp_path / 'bad.json').write_text(text)
+    assert main(['compare', str(tmp_path / 'good.json'), str(tmp_path / 'bad.json'), '-o', str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+    assert main(['compare', str(tmp_path / 'good.json')]) == 2
+    assert 'compare needs two reports or more' in capsys.readouterr().err
