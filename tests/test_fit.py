@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_report import cell
+from test_validate import checkpoint, flags  # noqa: F401
 
-from tests.test_report import cell
-from tests.test_validate import checkpoint, flags  # noqa: F401
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.robustness.benchmark import TEMPERATURES

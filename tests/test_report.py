@@ -132,7 +132,7 @@ def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
         assert lines['mean of all'][3:6] == ['30.7', '31.7', '+1.0']
     else:
         assert lines['noise t=0.5'][2:5] == ['25.0', '26.0', '+1.0']
-    assert (tmp_path / 'out' / 'compare.md').read_text().startswith('A: test_resnet\nB: other run/best.pth\n\n| ')
+    assert (tmp_path / 'out' / 'compare.md').read_text().split('\n\n')[1] == 'A: test_resnet\nB: other run/best.pth'
     with Image.open(tmp_path / 'out' / 'compare.png') as image:
         assert image.width > 500
 
@@ -143,9 +143,10 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
         R.write(made(), tmp_path / name)
     assert main(['compare', *(str(tmp_path / n) for n in 'abc'), '-o', str(tmp_path / 'out')]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
+    assert lines[0] == '100 images of digits, corrupted as cifar-c'
+    assert lines[2:5] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
     heading = [f'{metric} {x}' for metric in ('error %', 'NLL', 'ECE') for x in ('A', 'B', 'C', 'B - A', 'C - A')]
-    assert re.split(r'\s{2,}', lines[4].strip()) == [h[-5:] if '-' in h else h for h in heading]
+    assert re.split(r'\s{2,}', lines[6].strip()) == [h[-5:] if '-' in h else h for h in heading]
 
 
 @pytest.mark.parametrize(

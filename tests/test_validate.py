@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from test_metrics import independent
 
-from tests.test_metrics import independent
 from timm_molly.cli import main
 from timm_molly.robustness import corruptions as C
 from timm_molly.robustness import validate as V

@@ -102,7 +102,7 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     preview.preview(images, aa, output / 'preview.png', img_size, num_classes, MEAN, STD)
 
     reports = [_report(model, root, output / name.replace(' ', '-'), img_size) for name, model in models.items()]
-    print(f'\n{report.title(reports[0])}\n\n{report.compare_table(reports, list(models))}\n')
+    print(f'\n{report.compare_table(reports, list(models))}\n')
     preview.save_figure(figures.comparison(reports, list(models)), output / 'corrupted.png')
     print(f'wrote mollified.png, preview.png, corrupted.png and a report for each model to {output}')
 

@@ -20,6 +20,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 try:
     import cv2
@@ -136,7 +137,7 @@ TABLES: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
         'frost': ((1, 0.2, 0.2), (1, 0.3, 0.2), (0.9, 0.4, 0.2), (0.85, 0.4, 0.2), (0.75, 0.45, 0.2)),
-        'fog': ((0.2, 3, 256), (0.5, 3, 256), (0.75, 2.5, 256), (1, 2, 256), (1.5, 1.75, 256)),
+        'fog': ((0.2, 3, 32), (0.5, 3, 32), (0.75, 2.5, 32), (1, 2, 32), (1.5, 1.75, 32)),
         'brightness': ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,)),
         'contrast': ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,)),
         'elastic_transform': (
@@ -240,7 +241,7 @@ def speckle_noise(x: Pixels, rng: Generator, std: float) -> Pixels:
 
 
 def gaussian_blur(x: Pixels, rng: Generator, sigma: float) -> Pixels:
-    return _gaussian(x, sigma)
+    return gaussian_filter(x, (sigma, sigma, 0), mode='nearest')
 
 
 def defocus_blur(x: Pixels, rng: Generator, radius: float, softness: float) -> Pixels:
@@ -248,10 +249,11 @@ def defocus_blur(x: Pixels, rng: Generator, radius: float, softness: float) -> P
 
 
 def glass_blur(x: Pixels, rng: Generator, sigma: float, reach: int, rounds: int) -> Pixels:
-    grey_levels = (_gaussian(x, sigma) * 255).astype(np.uint8)
+    # Not OpenCV's filter: in flat areas a difference in the last bit is a grey level after this.
+    grey_levels = (gaussian_blur(x, rng, sigma) * 255).astype(np.uint8)
     seed = int(rng.integers(2**31))
     shuffled = published._shuffle_pixels_njit_glass_blur(*x.shape[:2], grey_levels, (sigma, reach, rounds), seed)
-    return _gaussian(shuffled / 255.0, sigma)
+    return gaussian_blur(shuffled / 255.0, rng, sigma)
 
 
 def motion_blur(x: Pixels, rng: Generator, radius: int, sigma: float) -> Pixels:
@@ -330,7 +332,11 @@ def elastic_transform(x: Pixels, rng: Generator, strength: float, sigma: float, 
     shift = rng.uniform(-1, 1, size=(height, width, 2))
     shift = strength * _gaussian(shift, sigma, truncate=3, border=cv2.BORDER_REFLECT)
     to = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1) + shift
-    return cv2.remap(x, to.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    # cv2.remap rounds places to 1/32 pixel, more than the mildest transform moves them.
+    places = torch.from_numpy((2 * to + 1) / (width, height) - 1)[None]
+    image = torch.from_numpy(x).permute(2, 0, 1)[None]
+    moved = torch.nn.functional.grid_sample(image, places, padding_mode='reflection', align_corners=False)
+    return moved[0].permute(1, 2, 0).numpy()
 
 
 def pixelate(x: Pixels, rng: Generator, factor: float) -> Pixels:
@@ -378,8 +384,9 @@ def _gaussian(x: Pixels, sigma: float, truncate: float = 4, border: int = cv2.BO
 
 
 def _motion(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
-    # ImageMagick, which the generators call for this, works on 8-bit files and rounds.
-    return np.round(published._motion_blur(x * 255, radius, sigma, angle)) / 255
+    # ImageMagick, which the generators call for this, works in 16 bits and cuts them down to 8.
+    blurred = published._motion_blur(np.round(x * 255), radius, sigma, angle)
+    return np.floor(np.round(blurred * 257) / 257) / 255
 
 
 def _zoom(x: Pixels, factor: float) -> Pixels:

@@ -105,14 +105,19 @@ def text(report: Report) -> str:
 
 def title(report: Report) -> str:
     """Name the model and what it was measured on."""
-    model, benchmark, data = report['model'], report['benchmark'], report['data']
+    return f'{label(report["model"])} on {subject(report)}'
+
+
+def subject(report: Report) -> str:
+    """Name what a model was measured on."""
+    benchmark, data = report['benchmark'], report['data']
     images = f'{data["images"]} images' + (f' of {data["dataset"]}' if data['dataset'] else '')
     how = {
         'mollification': f'mollified as {benchmark.get("settings")}',
         'on the fly': f'corrupted as {benchmark.get("table")}',
         'official': f'{benchmark.get("name")}',
     }[benchmark['kind']]
-    return f'{label(model)} on {images}, {how}'
+    return f'{images}, {how}'
 
 
 def label(model: Mapping[str, Any]) -> str:
@@ -153,7 +158,7 @@ def compare_files(paths: Sequence[Path], output: Path) -> None:
         names = [str(path) for path in paths]
     table = compare_table(reports, names)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / 'compare.md', compare_table(reports, names, markdown=True) + '\n\n![](compare.png)\n')
+    write_text(output / 'compare.md', compare_table(reports, names, markdown=True) + '\n\n![comparison](compare.png)\n')
     figures.save(figures.comparison(reports, names), output / 'compare.png')
     print(f'{table}\n\nwrote {output}/compare.md and compare.png')
 
@@ -206,7 +211,7 @@ def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: boo
     letters = [chr(ord('A') + i) for i in range(len(reports))]
     rows = compare(reports, letters)
     key = '\n'.join(f'{letter}: {name}' for letter, name in zip(letters, names, strict=True))
-    return f'{key}\n\n{_markdown(rows) if markdown else _aligned(rows)}'
+    return f'{subject(reports[0])}\n\n{key}\n\n{_markdown(rows) if markdown else _aligned(rows)}'
 
 
 def _measured(report: Report) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Time of corrupting one image at severity 3, beside the published generator where it is at hand; `make bench` runs it.
+
+Each corruption and size is a group, so that the table shows ratios.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from reference import SCRIPTS, SIZES, load, needs_reference, photograph
+
+from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    yield
+    cv2.setNumThreads(threads[0])
+    torch.set_num_threads(threads[1])
+
+
+@pytest.fixture(params=(*COMMON, *HELD_OUT))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=SCRIPTS)
+def image(request, name, benchmark):
+    benchmark.group = f'{name}, {SIZES[request.param]} px'
+    benchmark.extra_info['table'] = request.param
+    return photograph(SIZES[request.param])
+
+
+def test_timm_molly(benchmark, name, image):
+    table = benchmark.extra_info['table']
+    benchmark.pedantic(corrupt, (image, name, 3, table), rounds=9, warmup_rounds=1)
+
+
+@needs_reference
+def test_published(benchmark, name, image):
+    function = load(SCRIPTS[benchmark.extra_info['table']])[name]
+    benchmark.pedantic(function, (image, 3), rounds=3, warmup_rounds=1)
