@@ -189,7 +189,10 @@ def test_clean_error_is_that_of_timms_validate_script(flags, tmp_path, ema):
     script = Path(os.environ['TIMM_TRAIN_SCRIPT']).with_name('validate.py')
     extra = ['--use-ema'] * ema
     done = subprocess.run(
-        [sys.executable, script, *flags, *extra, '--device', 'cpu'], capture_output=True, text=True, check=True
+        [sys.executable, script, *flags, *extra, '--device', 'cpu', '-j', '1'],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     theirs = json.loads(done.stdout.split('--result')[1])
     report = run(*flags, *extra, '--corruptions', 'fog', '--severities', 1, output=tmp_path / 'out')
@@ -484,8 +487,10 @@ def test_weights_without_ema_are_not_taken_for_ema(flags, tmp_path, capsys):
 
 def test_safetensors_and_local_dir_give_the_same_as_the_checkpoint(flags, checkpoint, tmp_path):
     from safetensors.torch import save_file
-    from timm.models import save_for_hf
 
+    save_for_hf = getattr(timm.models, 'save_for_hf', None)
+    if save_for_hf is None:
+        pytest.skip('this timm cannot write local-dir: models beside this huggingface_hub')
     model = load(checkpoint)
     save_file(model.state_dict(), tmp_path / 'weights.safetensors')
     save_for_hf(model, tmp_path / 'hub')

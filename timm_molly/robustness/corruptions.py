@@ -328,13 +328,14 @@ def elastic_transform(x: Pixels, rng: Generator, strength: float, sigma: float, 
     corners = (centre + reach * np.array(((1, 1), (1, -1), (-1, -1)))).astype(np.float32)
     moved = corners + rng.uniform(-affine, affine, size=corners.shape).astype(np.float32)
     matrix = cv2.getAffineTransform(corners, moved)
-    x = cv2.warpAffine(x, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    # As float32, like the generator's: OpenCV 5 interpolates float64 more coarsely.
+    x = cv2.warpAffine(x.astype(np.float32), matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     shift = rng.uniform(-1, 1, size=(height, width, 2))
     shift = strength * _gaussian(shift, sigma, truncate=3, border=cv2.BORDER_REFLECT)
     to = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1) + shift
     # cv2.remap rounds places to 1/32 pixel, more than the mildest transform moves them.
     places = torch.from_numpy((2 * to + 1) / (width, height) - 1)[None]
-    image = torch.from_numpy(x).permute(2, 0, 1)[None]
+    image = torch.from_numpy(x).double().permute(2, 0, 1)[None]
     moved = torch.nn.functional.grid_sample(image, places, padding_mode='reflection', align_corners=False)
     return moved[0].permute(1, 2, 0).numpy()
 
