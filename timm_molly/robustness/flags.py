@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name a model, data and a device, as timm's validate.py has them."""
-    parser.add_argument('--data-dir', metavar='DIR', help='path to the data set; clean, unless it is an official set')
+    parser.add_argument('--data-dir', metavar='DIR', help='path to the data set of clean images')
     parser.add_argument('--dataset', metavar='NAME', default='', help='type/name as for timm (default: image folder)')
     parser.add_argument('--split', metavar='NAME', default='validation', help='(default: %(default)s)')
     parser.add_argument('--dataset-download', action='store_true', help='for torch/, tfds/ and hfds/ data sets')
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
     parser.add_argument('--seed', metavar='N', type=int, default=42, help='of the corruptions (default: %(default)s)')
-    parser.add_argument('--aa', help="the training's (default: of the checkpoint, else molly)")
+    parser.add_argument('--aa', help="the training's, of which the label schedule is shown (default: the checkpoint's)")
     parser.add_argument('-o', '--output', metavar='DIR', type=Path, help='(default: a folder named after the model)')
 
 
