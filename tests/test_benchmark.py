@@ -18,7 +18,7 @@ class Numbered:
     """Images whose grey level is their index, labels the same."""
 
     streamed = False
-    classes = None
+    classes = labels = None
 
     def __init__(self, count):
         self.count = count
@@ -131,8 +131,8 @@ def test_torchvision_data_sets_are_opened(tmp_path):
 
 def test_arrays_are_mapped_and_not_read(tmp_path):
     np.save(tmp_path / 'fog.npy', np.zeros((50, 32, 32, 3), np.uint8))
-    np.save(tmp_path / 'labels.npy', np.zeros(50, np.int64))
-    cells = B.official(tmp_path, TRANSFORM, ['fog'], [1, 5], 'RGB', 3)
+    np.save(tmp_path / 'labels.npy', np.tile(np.arange(10) % 3, 5))
+    cells = B.official(tmp_path, TRANSFORM, ['fog'], [1, 5], 'RGB', '', 3)
     assert [len(cell.images) for cell in cells] == [10, 10]
     assert isinstance(B._open(tmp_path / 'fog.npy'), np.memmap)
     import pickle

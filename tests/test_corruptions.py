@@ -237,6 +237,13 @@ def test_bad_arguments_are_named(arguments, words):
         C.corrupt(picture(32), *arguments)
 
 
+def test_images_and_numbers_out_of_range_are_named():
+    with pytest.raises(ValueError, match='RGB or grey'):
+        C.corrupt(picture(32).convert('RGBA'), 'fog', 1, 'cifar-c')
+    with pytest.raises(ValueError, match='index and seed must be 0 or more, got -1 and 0'):
+        C.corrupt(picture(32), 'fog', 1, 'cifar-c', -1)
+
+
 def test_images_too_small_for_any_table_say_so():
     with pytest.raises(ValueError, match='got 16: make the input larger'):
         C.check_size(16, 'cifar-c')

@@ -54,12 +54,16 @@ def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsy
     text = capsys.readouterr().out
     aa = next(line for line in text.splitlines() if line.startswith('--aa ')).split()[1]
     config, rest = split_aa(aa)
+    assert rest == 'rand-m9'  # of the checkpoint, as is the law of t
     made = json.loads((tmp_path / 'report.json').read_text())
-    assert made['benchmark']['settings'] == 'molly-b4'  # of the checkpoint
-    assert (config.beta, config.roles, rest) == (4.0, 'xnb', None)
+    assert made['benchmark']['taught'] == 'molly-b4'
+    assert (config.beta, config.roles) == (4.0, 'xnb')
+    kept = json.loads((tmp_path / 'fit.json').read_text())
+    assert kept['aa'] == aa
     for name, power in (('noise', config.noise_power), ('blur', config.blur_power)):
         found = fit_power(name, made, 3)
-        assert found['power'] == power
+        assert found['power'] == power == kept[name]['power']
+        assert kept[name]['rms'] == found['rms']
         assert f'{name}: k = {power:g}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f}' in text
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500

@@ -39,13 +39,13 @@ def made(benchmark=None, cells=None, num_classes=10, **model):
         'crop_pct': 1.0,
         **model,
     }
-    data = {'dataset': 'digits', 'images': 100, 'num_classes': num_classes, 'labels': 'abc'}
+    data = {'dataset': 'digits', 'images': 100, 'num_classes': num_classes, 'class_map': False, 'labels': 'abc'}
     return R.build(model, benchmark, data, cells, 'timm-molly validate')
 
 
 def mollified(**changes):
     cells = {('clean', 0): cell(0.05)} | {(n, t): cell(t / 2) for n in ('noise', 'blur') for t in (0.25, 0.5, 1.0)}
-    return made({'kind': 'mollification', 'settings': 'molly', 'seed': 1, **changes}, cells)
+    return made({'kind': 'mollification', 'roles': 'bn', 'taught': 'molly', 'seed': 1, **changes}, cells)
 
 
 def test_mce_is_reported_for_imagenet_c_with_imagenets_classes_alone():
@@ -182,6 +182,7 @@ def test_reports_of_different_things_are_not_compared(tmp_path, capsys, where, v
         ('[1]', 'is not a report of timm-molly validate'),
         ('{"schema": "something"}', 'is not a report of timm-molly validate'),
         ('{"schema": "timm-molly/robustness", "version": 99}', 'has version 99 of the schema; this timm-molly reads 1'),
+        ('{"schema": "timm-molly/robustness", "version": 1, "model": {}}', 'is not a whole report: it lacks benchmark'),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
@@ -191,4 +192,35 @@ def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
     assert main(['compare', str(tmp_path / 'good.json'), str(tmp_path / 'bad.json'), '-o', str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
     assert main(['compare', str(tmp_path / 'good.json')]) == 2
-    assert 'compare needs two reports or more' in capsys.readouterr().err
+    assert 'compare takes 2 to 6 reports, got 1' in capsys.readouterr().err
+
+
+def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):
+    pairs = [(mollified(), mollified(taught='molly-k1000'))]
+    kinds = [{'kind': 'official', 'name': name, 'severities': [1, 2, 3, 4, 5]} for name in ('CIFAR-10-C', 'renamed')]
+    pairs.append(tuple(made(kind) for kind in kinds))
+    for pair in pairs:
+        for name, report in zip('ab', pair, strict=True):
+            (tmp_path / f'{name}.json').write_text(json.dumps(report))
+        assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 0
+    refused = made(), mollified()
+    for name, report in zip('ab', refused, strict=True):
+        (tmp_path / f'{name}.json').write_text(json.dumps(report))
+    assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'kind: "on the fly", "mollification"' in capsys.readouterr().err
+
+
+def test_a_report_of_held_out_corruptions_alone_is_drawn(tmp_path):
+    report = made(cells={(name, s): cell(0.1 * s) for name in C.HELD_OUT for s in C.SEVERITIES})
+    R.write(report, tmp_path)
+    assert report['summary']['groups'] == {}
+    assert 'mean of all' not in R.text(report)
+    assert 'spatter (held out)' in R.text(report)
+    R.figures.comparison([report, report], ['a', 'b'])
+
+
+def test_mce_is_not_reported_for_a_part_of_the_classes():
+    cells = {(name, s): cell(0.5) for name in C.COMMON for s in C.SEVERITIES}
+    benchmark = {'kind': 'official', 'name': 'ImageNet-C', 'severities': [1, 2, 3, 4, 5]}
+    data = {'dataset': 'part', 'images': 10, 'num_classes': 1000, 'class_map': True, 'labels': 'x'}
+    assert 'mCE' not in R.build(made()['model'], benchmark, data, cells, '')['summary']

@@ -17,6 +17,8 @@ from test_metrics import independent
 
 from timm_molly.cli import main
 from timm_molly.robustness import corruptions as C
+from timm_molly.robustness import measure as measure_module
+from timm_molly.robustness import report as R
 from timm_molly.robustness import validate as V
 from timm_molly.robustness.benchmark import TEMPERATURES
 from timm_molly.robustness.model import Subject
@@ -140,7 +142,7 @@ def test_the_report_is_an_independent_computation_in_numpy(flags, checkpoint, im
     def check(cell, logits):
         for name, value in independent(logits, labels).items():
             assert cell[name] == pytest.approx(value, abs=1e-6), name
-        return {name: cell[name] for name in V.report.METRICS}
+        return {name: cell[name] for name in R.METRICS}
 
     check(report['clean'], logits_of(model, images))
     cells = {}
@@ -149,7 +151,7 @@ def test_the_report_is_an_independent_computation_in_numpy(flags, checkpoint, im
             corrupted = [C.corrupt(image, name, s, 'cifar-c', i, 7) for i, image in enumerate(images)]
             cells[name, s] = check(report['cells'][name][str(s)], logits_of(model, corrupted))
     summary = report['summary']
-    for metric in V.report.METRICS:
+    for metric in R.METRICS:
         by_name = {name: np.mean([cells[name, s][metric] for s in C.SEVERITIES]) for name in (*C.COMMON, *C.HELD_OUT)}
         for name, value in by_name.items():
             assert summary['corruptions'][name][metric] == pytest.approx(value, abs=1e-9)
@@ -220,7 +222,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path,
     arguments = [*flags, '--corruptions', 'noise', 'contrast']
     run(*arguments, output=tmp_path / 'whole')
 
-    update, batches = V.CellMetrics.update, []
+    update, batches = measure_module.CellMetrics.update, []
 
     def interrupted(self, *batch):
         if len(batches) == 20:
@@ -229,7 +231,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path,
         update(self, *batch)
 
     with monkeypatch.context() as context:
-        context.setattr(V.CellMetrics, 'update', interrupted)
+        context.setattr(measure_module.CellMetrics, 'update', interrupted)
         assert main(['validate', *arguments, '-o', str(tmp_path / 'cut')]) == 130
     assert 'the same command goes on' in capsys.readouterr().err
     on_disk = {path.name for path in (tmp_path / 'cut' / 'cells').iterdir()}
@@ -298,7 +300,7 @@ def test_mollification_is_measured_as_training_makes_it(flags, checkpoint, image
 
 def test_the_label_schedule_shown_is_the_one_of_the_training(flags, tmp_path):
     report = run(*flags, '--mollification', output=tmp_path)
-    assert report['benchmark']['settings'] == 'molly-b4'
+    assert report['benchmark']['taught'] == 'molly-b4'
 
 
 def cifar_c(root, images=12, names=C.COMMON):
@@ -358,14 +360,24 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
         (['--corrupted-dir', 'nowhere'], 'no such folder: nowhere'),
         (['--corrupted-dir', '.', '--table', 'cifar-c'], 'leave --table and --mollification out'),
         (['--pretrained'], '--pretrained and --checkpoint both name weights'),
-        (['--device', 'abacus'], '--device'),
+        (['--device', 'abacus'], '--device abacus cannot be used'),
+        (['-b', '0'], '-b must be 1 or more, got 0'),
+        (['-j', '-1'], '-j must be 0 or more, got -1'),
+        (['--seed', '-1'], '--seed must be 0 or more, got -1'),
+        (['--seed', str(2**40)], '--seed must be below 2**31'),
+        (['--mean', '.5', '.5'], '--mean needs 1 or 3 numbers, one a channel, got 2'),
+        (['--crop-pct', '0'], '--crop-pct must be above 0, got 0.0'),
+        (['--input-size', '4', '32', '32'], 'images have 1 or 3 channels, got --input-size 4 32 32'),
+        (['--model-kwargs', 'nonsense'], "--model-kwargs takes key=value, got 'nonsense'"),
+        (['--split', 'test'], "has no split 'test', it has train, validation"),
+        (['--mollification', '--table', 'cifar-c'], 'leave --table, --corruptions and --severities out'),
         (['--mollification', '--aa', 'rand-m9'], "'rand-m9' has no molly in it"),
         (['--mollification', '--aa', 'molly-mx'], 'neither noises nor blurs'),
         (['--mollification', '--aa', 'molly-s99'], 'is 99 pixels, more than the side, 32'),
     ],
 )
 def test_bad_flags_are_named_before_the_model_runs(flags, extra, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(V, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
     monkeypatch.chdir(tmp_path)
     refused(capsys, *flags, *extra, words=words)
     assert list(tmp_path.iterdir()) == []
@@ -414,10 +426,10 @@ def test_what_an_official_set_lacks_is_named(flags, image_folder, tmp_path, caps
     refused(capsys, *arguments, tmp_path, words='has neither folders such as')
     shutil.copytree(folders / 'fog' / '2', folders / 'fog' / '3')
     (folders / 'fog' / '3' / 'dots').rename(folders / 'fog' / '3' / 'spots')
-    refused(capsys, *arguments, folders, *chosen, words='the class folders of snow 1 and fog 3 differ in dots, spots')
+    refused(capsys, *arguments, folders, *chosen, words='the files of snow 1 and fog 3 differ in dots/00.png, dots/01')
     (folders / 'fog' / '3' / 'spots').rename(folders / 'fog' / '3' / 'dots')
     (folders / 'fog' / '3' / 'dots' / '00.png').unlink()
-    refused(capsys, *arguments, folders, *chosen, words='has 12 images, fog 3 has 11; is a download cut off?')
+    refused(capsys, *arguments, folders, *chosen, words='the files of snow 1 and fog 3 differ in dots/00.png')
     refused(capsys, '--data-dir', folders, *flags[2:], words='is a set of corrupted images: give it as --corrupted-dir')
 
 
@@ -428,13 +440,15 @@ def test_what_an_official_set_lacks_is_named(flags, image_folder, tmp_path, caps
         ('fog', np.zeros((60, 32, 32, 3), np.float32), 'must be uint8 (N, H, W, 3), got float32'),
         ('fog', np.zeros((50, 32, 32, 3), np.uint8), 'fog.npy has 50 images, but labels.npy has 60 labels'),
         ('labels', np.zeros(59, np.uint8), 'must hold a label for each image of five severities, got uint8 (59,)'),
-        ('labels', np.full(60, 7, np.uint8), 'has labels 7 to 7, but the model has 3 classes'),
+        ('labels', np.tile(np.arange(12) % 8, 5), 'has labels 0 to 7, but the model has 3 classes'),
+        ('labels', np.tile(np.arange(12) % 2, 5), 'has labels 0 to 1, but the model has 3 classes'),
+        ('labels', np.arange(60) % 7 % 3, 'has other labels for one severity than for another'),
         ('labels', np.zeros(60), 'got float64 (60,)'),
         ('fog', np.array([{}] * 60), 'fog.npy is not a NumPy array that can be read'),
     ],
 )
 def test_wrong_arrays_are_named(flags, tmp_path, capsys, monkeypatch, name, array, words):
-    monkeypatch.setattr(V, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
     root = cifar_c(tmp_path / 'c')
     np.save(root / f'{name}.npy', array)
     refused(capsys, *flags[2:], '-o', tmp_path / 'out', '--corrupted-dir', root, words=words)
@@ -497,7 +511,157 @@ def test_safetensors_and_local_dir_give_the_same_as_the_checkpoint(flags, checkp
     chosen = ['--corruptions', 'fog', '--severities', '3']
     a = run(*flags, *chosen, output=tmp_path / 'a')
     b = run(*flags, *chosen, '--checkpoint', tmp_path / 'weights.safetensors', output=tmp_path / 'b')
-    without_checkpoint = [f for i, f in enumerate(flags) if '--checkpoint' not in (f, flags[i - 1])]
-    c = run(*without_checkpoint, *chosen, '--model', f'local-dir:{tmp_path / "hub"}', output=tmp_path / 'c')
+    c = run(*without_checkpoint(flags), *chosen, '--model', f'local-dir:{tmp_path / "hub"}', output=tmp_path / 'c')
     assert a['cells'] == b['cells'] == c['cells']
     assert a['model']['sha256'] == b['model']['sha256'] == c['model']['sha256']
+
+
+def test_pickled_weights_of_a_local_model_are_refused(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('hub').mkdir()
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {}}
+    Path('hub/config.json').write_text(json.dumps(config))
+    torch.save({**timm.create_model('test_resnet', num_classes=3).state_dict(), 'x': Trap()}, 'hub/pytorch_model.bin')
+    if not hasattr(timm.models, 'save_for_hf'):
+        pytest.skip('this timm cannot read local-dir: models beside this huggingface_hub')
+    refused(capsys, *without_checkpoint(flags), '--model', 'local-dir:hub', words='--trust-pickle')
+    assert not Path('trapped').exists()
+
+
+def without_checkpoint(flags):
+    return [f for i, f in enumerate(flags) if '--checkpoint' not in (f, flags[i - 1])]
+
+
+@pytest.mark.parametrize('content', [{1: torch.zeros(2)}, {'state_dict': [1, 2]}, [1, 2]])
+def test_a_checkpoint_without_weights_by_name_is_named(flags, tmp_path, capsys, content):
+    torch.save(content, tmp_path / 'c.pth')
+    refused(capsys, *flags, '--checkpoint', tmp_path / 'c.pth', words='c.pth holds no weights by name')
+
+
+def test_a_model_that_cannot_take_the_size_is_named_before_anything_is_written(flags, tmp_path, capsys):
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=3)
+    torch.save(model.state_dict(), tmp_path / 'vit.pth')
+    arguments = [
+        *flags,
+        '--model',
+        'vit_tiny_patch16_224',
+        '--checkpoint',
+        tmp_path / 'vit.pth',
+        '-o',
+        tmp_path / 'out',
+    ]
+    refused(capsys, *arguments, words='vit_tiny_patch16_224 cannot take images of 3 x 32 x 32')
+    assert not (tmp_path / 'out').exists()
+    small = timm.create_model('vit_tiny_patch16_224', num_classes=3, img_size=32)
+    torch.save(small.state_dict(), tmp_path / 'vit.pth')
+    assert main(['validate', *map(str, arguments), '--model-kwargs', 'img_size=32', '--corruptions', 'fog']) == 0
+
+
+def part_of(root, to, names):
+    for name in names:
+        shutil.copytree(root / name, to / name)
+    return to
+
+
+def test_a_class_map_holds_for_clean_and_official_images(flags, checkpoint, image_folder, tmp_path):
+    """The last two of three classes alone, which without the map would be taken for the first two."""
+    names = ('dots', 'stripes')
+    clean = part_of(image_folder / 'validation', tmp_path / 'data' / 'validation', names).parent
+    official = imagenet_c(tmp_path / 'official', clean, ('contrast',))
+    (tmp_path / 'map.txt').write_text('circles\ndots\nstripes\n')
+    arguments = [*flags, '--data-dir', clean, '--corrupted-dir', official, '--corruptions', 'contrast']
+    report = run(*arguments, '--class-map', tmp_path / 'map.txt', output=tmp_path / 'out')
+    model = load(checkpoint)
+    paths = sorted((official / 'contrast' / '1').rglob('*.png'))
+    wanted = independent(logits_of(model, [Image.open(path) for path in paths]), 1 + np.arange(8) // 4)
+    assert report['cells']['contrast']['1']['nll'] == pytest.approx(wanted['nll'], abs=1e-6)
+    whole, labels = validation_images(image_folder)
+    wanted = independent(logits_of(model, whole[4:]), labels[4:])
+    assert report['clean']['nll'] == pytest.approx(wanted['nll'], abs=1e-6)
+
+
+def test_clean_and_corrupted_images_of_different_classes_are_named(flags, image_folder, tmp_path, capsys):
+    official = imagenet_c(tmp_path / 'official', image_folder, ('fog',))
+    for severity in official.joinpath('fog').iterdir():
+        (severity / 'dots').rename(severity / 'spots')
+    arguments = [*flags, '--corrupted-dir', official, '--corruptions', 'fog', '-o', tmp_path / 'out']
+    refused(capsys, *arguments, words='the class folders of the clean and the corrupted images differ in dots, spots')
+
+
+def test_the_crop_of_an_official_set_is_recorded_and_tells_runs_apart(flags, image_folder, tmp_path, capsys):
+    official = imagenet_c(tmp_path / 'official', image_folder, ('fog',))
+    arguments = [*flags[2:], '--corrupted-dir', official, '--corruptions', 'fog']
+    report = run(*arguments, output=tmp_path / 'out')
+    assert report['benchmark']['crop_pct'] == 1.0
+    assert 'crop 1' in capsys.readouterr().out
+    arguments += ['-o', tmp_path / 'out']
+    refused(capsys, *arguments, '--crop-pct', '0.8', words='benchmark.crop_pct: 1.0, 0.8')
+
+
+def test_another_set_of_the_same_name_is_another_run(flags, image_folder, tmp_path, capsys):
+    arguments = [*flags[2:], '-o', tmp_path / 'out', '--corruptions', 'fog', '--corrupted-dir']
+    for parent in 'ab':
+        (tmp_path / parent).mkdir()
+        cifar_c(tmp_path / parent / 'c', names=['fog'])
+    assert main(['validate', *map(str, arguments), str(tmp_path / 'a' / 'c')]) == 0
+    refused(capsys, *arguments, tmp_path / 'b' / 'c', words='data.corrupted_dir')
+
+
+def test_a_damaged_cell_is_measured_again_and_damaged_settings_are_named(flags, tmp_path, capsys):
+    arguments = [*flags, '--corruptions', 'fog', 'contrast']
+    run(*arguments, output=tmp_path)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / 'cells').iterdir()}
+    (tmp_path / 'cells' / 'fog-1.json').write_text('{"images": 1')
+    (tmp_path / 'cells' / 'fog-2.json').write_text('[]')
+    (tmp_path / 'cells' / 'fog-3.json').unlink()
+    run(*arguments, output=tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'cells').iterdir()} == whole
+    (tmp_path / 'settings.json').write_text('7')
+    refused(capsys, *arguments, '-o', tmp_path, words='settings.json is damaged')
+    (tmp_path / 'settings.json').unlink()
+    refused(capsys, *arguments, '-o', tmp_path, words='holds cells of a run but not its settings.json')
+
+
+def test_grey_models_and_rectangular_inputs_are_measured(flags, tmp_path, capsys):
+    grey = timm.create_model('test_resnet', num_classes=3, in_chans=1)
+    torch.save(grey.state_dict(), tmp_path / 'grey.pth')
+    size = ['--input-size', '1', '32', '32', '--mean', '.5', '--std', '.5', '--checkpoint', tmp_path / 'grey.pth']
+    report = run(*flags, *size, '--corruptions', 'fog', output=tmp_path / 'grey')
+    assert report['model']['input_size'] == [1, 32, 32]
+    c = cifar_c(tmp_path / 'c', names=['fog'])
+    run(*flags[2:], *size, '--corrupted-dir', c, '--corruptions', 'fog', output=tmp_path / 'grey-c')
+    for width in (48, 64):
+        wide = [*flags, '--input-size', 3, 32, width, '--corruptions', 'fog']
+        report = run(*wide, output=tmp_path / str(width))
+        assert report['benchmark']['image_size'] == [32, width]
+    assert main(['compare', str(tmp_path / '48'), str(tmp_path / '64'), '-o', str(tmp_path / 'x')]) == 2
+    assert 'measured different things: image_size: [32, 48], [32, 64]' in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys, monkeypatch):
+    def die(image, *_):
+        os._exit(9)
+
+    monkeypatch.setattr(C, 'corrupt', die)
+    arguments = [*flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path]
+    refused(capsys, *arguments, words='a worker process died, of too little memory? Try a smaller -j')
+
+
+def test_a_model_not_trained_with_molly_is_shown_without_a_schedule(flags, tmp_path, capsys):
+    torch.save(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'c.pth')
+    report = run(*flags, '--checkpoint', tmp_path / 'c.pth', '--mollification', output=tmp_path / 'out')
+    assert report['taught'] is None
+    assert 'taught' not in capsys.readouterr().out
+
+
+def test_names_that_have_nothing_in_common_are_noted(flags, tmp_path, capsys, monkeypatch):
+    create = timm.create_model
+
+    def with_names(*args, **kwargs):
+        model = create(*args, **kwargs)
+        model.pretrained_cfg['label_names'] = ['car', 'bus', 'tram']
+        return model
+
+    monkeypatch.setattr(timm, 'create_model', with_names)
+    run(*flags, '--corruptions', 'fog', output=tmp_path)
+    assert 'have nothing in common; they are taken to be in the same order' in capsys.readouterr().err

@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
         return 130
     except (ImportError, OSError, ValueError) as error:
-        print(f'timm-molly {args.command}: {error}', file=sys.stderr)
+        hint = ': pip install "timm-molly[robustness]"' if isinstance(error, ModuleNotFoundError) else ''
+        print(f'timm-molly {args.command}: {error}{hint}', file=sys.stderr)
         return 2
     if args.command == 'run':  # outside the try: the script's errors are its own
         _run(args.script, args.arguments)

@@ -19,6 +19,7 @@ from timm_molly.config import MollyConfig
 from timm_molly.functional import blur, noise
 from timm_molly.robustness import corruptions as C
 
+SPLITS = ('train', 'training', 'val', 'validation', 'eval', 'evaluation', 'test')
 TEMPERATURES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
@@ -71,7 +72,13 @@ def mollified(images: Any, transform: Any, config: MollyConfig, seed: int) -> li
 
 
 def official(
-    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str, num_classes: int
+    root: Path,
+    transform: Any,
+    names: Sequence[str],
+    severities: Sequence[int],
+    img_mode: str,
+    class_map: str,
+    num_classes: int,
 ) -> list[Cell]:
     """Cells of a published set: folders <corruption>/<severity>/<class>/, or <corruption>.npy with labels.npy.
 
@@ -81,8 +88,8 @@ def official(
     if not root.is_dir():
         raise ValueError(f'no such folder: {root}')
     if any(root.glob('*.npy')):
-        return _npy_cells(root, transform, names, severities, num_classes)
-    return _folder_cells(root, transform, names, severities, img_mode)
+        return _npy_cells(root, transform, names, severities, img_mode, num_classes)
+    return _folder_cells(root, transform, names, severities, img_mode, class_map)
 
 
 class Images:
@@ -124,6 +131,33 @@ class Images:
         class_to_idx = getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', None)
         return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
 
+    @property
+    def labels(self) -> Any:
+        """Labels (N,) where the data set tells them without reading its images, else None."""
+        samples = getattr(getattr(self.dataset, 'reader', None), 'samples', None)
+        found = getattr(self.dataset, 'targets', None) if samples is None else [label for _, label in samples]
+        return None if found is None or self.streamed else np.asarray(found)
+
+
+class FolderImages:
+    """One severity of a corruption in folders: the files of another folder by the same names."""
+
+    streamed = False
+
+    def __init__(self, folder: Path, names: list[str], labels: Any, classes: list[str], img_mode: str) -> None:
+        self.folder, self.names, self.labels, self.classes, self.img_mode = folder, names, labels, classes, img_mode
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.folder / self.names[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert(self.img_mode), int(self.labels[index])
+        except Exception as error:  # Pillow's readers raise all sorts on damaged files
+            raise ValueError(f'cannot read {path} as an image: {error}') from None
+
 
 class NpyImages:
     """One severity of a CIFAR-C array, memory-mapped, so that workers share it."""
@@ -131,15 +165,15 @@ class NpyImages:
     streamed = False
     classes = None
 
-    def __init__(self, path: Path, labels: Path, start: int, stop: int) -> None:
-        self.path, self.labels, self.start, self.stop = path, labels, start, stop
+    def __init__(self, path: Path, labels: Any, start: int, img_mode: str) -> None:
+        self.path, self.labels, self.start, self.img_mode = path, labels, start, img_mode
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        i = self.start + index
-        return Image.fromarray(np.asarray(_open(self.path)[i])), int(_open(self.labels)[i])
+        image = Image.fromarray(np.asarray(_open(self.path)[self.start + index]))
+        return image.convert(self.img_mode), int(self.labels[index])
 
 
 def open_dataset(img_mode: str, **kwargs: Any) -> Images:
@@ -164,7 +198,13 @@ def open_dataset(img_mode: str, **kwargs: Any) -> Images:
     ) as error:  # timm and its readers raise them all
         what = kwargs.get('name') or root
         raise ValueError(f'timm cannot open {what!r} (split {kwargs["split"]!r}): {error}') from None
-    return Images(dataset, img_mode)
+    images = Images(dataset, img_mode)
+    inside = getattr(getattr(dataset, 'reader', None), 'root', None)
+    if kwargs.get('search_split', True) and not kwargs.get('name') and inside and Path(inside) == Path(root):
+        splits = [name for name in SPLITS if (Path(root) / name).is_dir()]
+        if splits:  # timm would take them all together
+            raise ValueError(f'{root} has no split {kwargs["split"]!r}, it has {", ".join(splits)}')
+    return images
 
 
 class Loader:
@@ -208,6 +248,10 @@ class Loader:
             yield from self._batches()
         except ValueError as error:  # a worker puts its whole traceback before the message
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not self.workers or (isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error)):
+                raise
+            raise ValueError(f'a worker process died, of too little memory? Try a smaller -j ({error})') from None
 
     def _batches(self) -> Iterator[tuple[Cell, Tensor, Tensor]]:
         if any(cell.images.streamed for cell in self.cells):
@@ -316,7 +360,7 @@ def _open(path: Path) -> Any:
 
 
 def _npy_cells(
-    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], num_classes: int
+    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str, num_classes: int
 ) -> list[Cell]:
     files = {name: root / f'{name}.npy' for name in (*names, 'labels')}
     missing = [path.name for path in files.values() if not path.is_file()]
@@ -338,20 +382,23 @@ def _npy_cells(
             raise ValueError(f'{files[name]} must be uint8 (N, H, W, 3), got {array.dtype} {array.shape}')
         if len(array) != len(labels):
             raise ValueError(f'{files[name]} has {len(array)} images, but labels.npy has {len(labels)} labels')
-    if labels.min() < 0 or labels.max() >= num_classes:
+    n = len(labels) // 5
+    if not np.array_equal(np.tile(labels[:n], 5), labels):
+        raise ValueError(f'{files["labels"]} has other labels for one severity than for another')
+    labels = np.array(labels[:n])
+    if labels.min() != 0 or labels.max() != num_classes - 1:
         raise ValueError(
             f'{files["labels"]} has labels {labels.min()} to {labels.max()}, but the model has {num_classes} classes'
         )
-    n = len(labels) // 5
     return [
-        Cell(name, s, NpyImages(files[name], files['labels'], (s - 1) * n, s * n), transform)
+        Cell(name, s, NpyImages(files[name], labels, (s - 1) * n, img_mode), transform)
         for name in names
         for s in severities
     ]
 
 
 def _folder_cells(
-    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str
+    root: Path, transform: Any, names: Sequence[str], severities: Sequence[int], img_mode: str, class_map: str
 ) -> list[Cell]:
     folders = {(name, s): root / name / str(s) for name in names for s in severities}
     missing = [os.path.relpath(path, root) for path in folders.values() if not path.is_dir()]
@@ -359,21 +406,19 @@ def _folder_cells(
         raise ValueError(f'{root} has neither folders such as {missing[0]} nor arrays such as {names[0]}.npy')
     if missing:
         raise ValueError(f'{root} lacks {", ".join(missing)}; --corruptions and --severities name those to measure')
-    cells = [
-        Cell(
-            name, s, open_dataset(img_mode, name='', root=str(path), split='validation', search_split=False), transform
-        )
-        for (name, s), path in folders.items()
-    ]
-    first = cells[0]
-    for cell in cells[1:]:
-        different = set(first.images.classes) ^ set(cell.images.classes)
-        if different:
-            raise ValueError(f'{root}: the class folders of {first} and {cell} differ in {some(different)}')
-        if len(cell.images) != len(first.images):
+    # The files have the same names in every folder, so that one list of them, for ImageNet-C of 50,000, is enough.
+    files: list[str] = []
+    cells: list[Cell] = []
+    for (name, s), path in folders.items():
+        images = open_dataset(img_mode, name='', root=str(path), split='', search_split=False, class_map=class_map)
+        found = [os.path.relpath(file, path) for file, _ in images.dataset.reader.samples]
+        if not cells:
+            files, labels, classes = found, images.labels, images.classes or []
+        elif found != files:
             raise ValueError(
-                f'{root}: {first} has {len(first.images)} images, {cell} has {len(cell.images)}; is a download cut off?'
+                f'{root}: the files of {cells[0]} and {name} {s} differ in {some(set(found) ^ set(files))}'
             )
+        cells.append(Cell(name, s, FolderImages(path, files, labels, classes, img_mode), transform))
     return cells
 
 

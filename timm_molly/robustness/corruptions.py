@@ -183,7 +183,7 @@ def corrupt(
         An image of the same size and mode.
 
     Raises:
-        ValueError: An unknown name, a severity out of range, or a side smaller than `min_side(table)`.
+        ValueError: An unknown name or mode, a number out of range, or a side smaller than `min_side(table)`.
     """
     if table not in TABLES:
         raise ValueError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
@@ -191,6 +191,10 @@ def corrupt(
         raise ValueError(f'the corruption must be one of {", ".join(TABLES[table])}, got {corruption!r}')
     if severity not in SEVERITIES:
         raise ValueError(f'the severity must be 1 to 5, got {severity!r}')
+    if image.mode not in ('RGB', 'L'):
+        raise ValueError(f'the image must be RGB or grey (L), got {image.mode}')
+    if index < 0 or seed < 0:
+        raise ValueError(f'index and seed must be 0 or more, got {index} and {seed}')
     check_size(min(image.size), table)
     rng = np.random.default_rng((seed, index, severity, zlib.crc32(corruption.encode())))
     x = np.asarray(image.convert('RGB')) / 255.0

@@ -36,10 +36,12 @@ def mollification(report: Mapping[str, Any]) -> dict[str, Figure]:
     figure = _figure(4.2 * len(names), 3.6)
     for ax, name in zip(np.ravel(figure.subplots(1, len(names), sharey=True)), names, strict=True):
         t, correct, confidence = curve(report, name)
-        taught = [1.0, *report['taught'][name].values()][-len(t) :]
         ax.plot(t, correct, '-o', color=COLOURS[name], markersize=3.5, label='share correct')
         ax.plot(t, confidence, '--s', color='#333333', markersize=3, label='mean confidence')
-        ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {report["benchmark"]["settings"]}')
+        if report['taught']:
+            taught = [1.0, *report['taught'][name].values()][-len(t) :]
+            by = report['benchmark']['taught']
+            ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {by}')
         _axes(ax, f'{name}', 't (0 is clean)')
         ax.set_ylim(0, 1.02)
         ax.legend(frameon=False, fontsize=7.5)
@@ -66,7 +68,7 @@ def fit(report: Mapping[str, Any], fitted: Mapping[str, Mapping[str, Any]]) -> F
 def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
     """Error, NLL and ECE of two or more reports, by group or against t."""
     metrics = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
-    if 'taught' in reports[0]:
+    if reports[0]['benchmark']['kind'] == 'mollification':
         kinds = list(reports[0]['cells'])
         figure = _figure(10, 2.9 * len(kinds))
         rows = np.reshape(figure.subplots(len(kinds), len(metrics), sharex=True), (len(kinds), len(metrics)))
@@ -81,18 +83,23 @@ def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
         rows[0][0].legend(frameon=False, fontsize=8)
         return figure
     groups = list(reports[0]['summary']['groups'])
-    columns = ['clean'] * bool(reports[0]['clean']) + groups + ['mean'] * bool(groups)
+    held_out = [name for name in HELD_OUT if name in reports[0]['cells']]
+    columns = ['clean'] * bool(reports[0]['clean']) + groups + ['mean'] * bool(groups) + held_out
     figure = _figure(11, 3.4)
     for ax, (metric, heading) in zip(figure.subplots(1, len(metrics)), metrics.items(), strict=True):
         width = 0.8 / len(reports)
         for i, (report, name, colour) in enumerate(zip(reports, names, REPORTS, strict=False)):
-            summary = {'clean': report['clean'], **report['summary']['groups'], 'mean': report['summary']['mean']}
+            summary = {**report['summary']['corruptions'], **report['summary']['groups']}
+            summary |= {'clean': report['clean'], 'mean': report['summary']['mean']}
             values = [_scaled(summary[column][metric], metric) for column in columns]
             ax.bar(
                 np.arange(len(columns)) + (i - (len(reports) - 1) / 2) * width, values, width, color=colour, label=name
             )
         _axes(ax, heading, '')
-        ax.set_xticks(range(len(columns)), columns)
+        names_below = [column.replace('_', ' ') for column in columns]
+        ax.set_xticks(
+            range(len(columns)), names_below, rotation=30 * bool(held_out), ha='right' if held_out else 'center'
+        )
         ax.set_ylim(bottom=0)
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside lower center', ncols=2)
     return figure
@@ -132,6 +139,7 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
     figure = _figure(3.8 * len(panels), 4)
     for ax, (name, cells) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         bins = [cell['bins'] for cell in cells if cell['bins'] is not None]
+        left_out = f' ({len(cells) - len(bins)} not finite, left out)' if len(bins) < len(cells) else ''
         ax.plot((0, 1), (0, 1), ':', color='#333333', linewidth=1)
         if bins:
             images, correct, confidence = (
@@ -139,7 +147,14 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
             )
             some = images > 0
             left = np.arange(BINS) / BINS
-            ax.bar(left[some], (images / images.sum())[some], 1 / BINS, align='edge', color='#dddddd', label='images')
+            ax.bar(
+                left[some],
+                (images / images.sum())[some],
+                1 / BINS,
+                align='edge',
+                color='#dddddd',
+                label='share of images',
+            )
             ax.plot(
                 (confidence[some] / images[some]),
                 (correct[some] / images[some]),
@@ -149,7 +164,7 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
                 label='share correct',
             )
             ece = np.abs(correct - confidence).sum() / images.sum()
-            name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '')
+            name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '') + left_out
             ax.legend(frameon=False, fontsize=8, loc='upper left')
         _axes(ax, name, 'confidence')
         ax.set_xlim(0, 1)
@@ -186,6 +201,7 @@ def _axes(ax: Axes, heading: str, below: str) -> None:
     ax.set_xlabel(below, fontsize=9)
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,56 +13,53 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from timm_molly.config import MollyConfig
+from timm_molly.config import split_aa
+from timm_molly.files import write_text
 from timm_molly.functional import blur_gamma, noise_gamma
-from timm_molly.robustness import benchmark, figures, report
+from timm_molly.robustness import figures, report
+from timm_molly.robustness.measure import check_numbers, data_record, default_output, measure, open_images
 from timm_molly.robustness.model import load_model
-from timm_molly.robustness.validate import (
-    data_record,
-    default_output,
-    measure,
-    mollified,
-    open_images,
-    settings,
-    taught,
-)
+from timm_molly.robustness.validate import mollification
 
 POWERS = (0.05, 1000.0)
 SCHEDULES = {'noise': noise_gamma, 'blur': blur_gamma}
 
 
-def fit(args: argparse.Namespace) -> MollyConfig:
-    """Measure a model on mollified held-out images, fit the powers, print and draw them.
+def fit(args: argparse.Namespace) -> str:
+    """Measure a model on mollified held-out images, fit the powers, print and draw them, and return the aa string.
 
     Raises:
         ValueError: What the user has to change.
     """
     if args.data_dir is None and not args.dataset:
         raise ValueError('no data: give --data-dir or --dataset, with images that the model was not trained on')
+    check_numbers(args)
     subject = load_model(args)
-    side = min(subject.data_config['input_size'][1:])
-    config = taught(args.aa, subject)
     images = open_images(args, subject)
-    transform = subject.transform()
-    cells = [benchmark.clean(images, transform), *mollified(images, transform, config, args.seed, side)]
-    what = {'kind': 'mollification', 'settings': str(config), 'seed': args.seed, 'image_size': side}
-    args.output = args.output or default_output(args, 'fit')
-    results = measure(args, subject, cells, settings(args, subject, what))
-    made = report.build(
-        subject.record, what, data_record(args, subject, results), results, ' '.join(['timm-molly', *sys.argv[1:]])
-    )
+    cells, what = mollification(images, subject, args.aa, args.seed)
+    output = args.output or default_output(args, 'fit')
+    results = measure(args, output, subject, cells, what)
+    command = ' '.join(['timm-molly', *sys.argv[1:]])
+    made = report.build(subject.record, what, data_record(args, subject, results), results, command)
     if made['not_finite']:
         raise ValueError(f'the model gave logits that are not finite in {", ".join(made["not_finite"])}')
-    fitted = {name: fit_power(name, made, made['data']['num_classes']) for name in made['cells']}
-    powers = {f'{name}_power': found['power'] for name, found in fitted.items()}
-    best = dataclasses.replace(config, **powers)
-    report.write(made, args.output)
-    figures.save(figures.fit(made, fitted), args.output / 'fit.png')
+    fitted = {name: fit_power(name, made, subject.num_classes) for name in made['cells']}
+    # The rest of the recipe stays: the roles, the law of t, and the policy that molly is stacked with.
+    strings = [aa for aa in (args.aa, subject.aa) if aa and split_aa(aa)[0]]
+    config, rest = split_aa(strings[0] if strings else 'molly')
+    assert config is not None
+    best = dataclasses.replace(config, **{f'{name}_power': found['power'] for name, found in fitted.items()})
+    aa = f'{best}+{rest}' if rest else str(best)
+    report.write(made, output)
+    kept = ('power', 'rms', 'largest', 'paper_rms')
+    powers = {name: {key: found[key] for key in kept} for name, found in fitted.items()}
+    write_text(output / 'fit.json', json.dumps({'aa': aa, **powers}, indent=1) + '\n')
+    figures.save(figures.fit(made, fitted), output / 'fit.png')
     print(f'\n{report.text(made)}\n')
     for name, found in fitted.items():
         print(f'{name}: {_said(found)}')
-    print(f'\n--aa {best}\n\nwrote {args.output}/fit.png, report.json, .csv, .md and confidence.png')
-    return best
+    print(f'\n--aa {aa}\n\nwrote {output}/fit.json, fit.png, report.json, .csv, .md and confidence.png')
+    return aa
 
 
 def fit_power(name: str, made: Mapping[str, Any], num_classes: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import os
 import pickle
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+# PyTorch's own switches, which torch.load obeys whatever its caller asks for.
+_FORCE_SAFE, _FORCE_UNSAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Subject:
     def num_classes(self) -> int:
         """Number of logits K."""
         return int(self.record['num_classes'])
+
+    @property
+    def image_size(self) -> list[int]:
+        """Height and width of the input in pixels."""
+        return list(self.data_config['input_size'][1:])
+
+    @property
+    def img_mode(self) -> str:
+        """Pillow's mode of the images that the model takes."""
+        return 'RGB' if self.data_config['input_size'][0] == 3 else 'L'
 
     def transform(self, crop_pct: float | None = None) -> Any:
         """Make timm's evaluation transform up to the uint8 array (C, H, W), which its prefetching loader normalises."""
@@ -66,26 +80,41 @@ def load_model(args: argparse.Namespace) -> Subject:
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise ValueError(f'no such checkpoint: {args.checkpoint}')
     in_chans = args.input_size[0] if args.input_size else 3
+    if in_chans not in (1, 3):
+        raise ValueError(f'images have 1 or 3 channels, got --input-size {" ".join(map(str, args.input_size))}')
+    kwargs = _model_kwargs(args.model_kwargs)
     with _without_pickled_code(args.trust_pickle):
         try:
             model = timm.create_model(
-                args.model, pretrained=args.checkpoint is None, num_classes=args.num_classes, in_chans=in_chans
+                args.model,
+                pretrained=args.checkpoint is None,
+                num_classes=args.num_classes,
+                in_chans=in_chans,
+                **kwargs,
             )
         except Exception as error:  # timm, the Hub's client and the loaders raise all sorts
+            if 'weights_only' in str(error) or isinstance(error, pickle.UnpicklingError):
+                raise _needs_code(args.model) from None
             raise ValueError(f'timm cannot create {args.model!r}: {one_line(error)}') from None
     aa = None
     if args.checkpoint is not None:
         state, aa = _read_checkpoint(args.checkpoint, args.use_ema, args.trust_pickle)
         try:
             model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f'{args.checkpoint} does not fit {args.model}: {one_line(error)}') from None
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # the latter from PyTorch without CUDA
         raise ValueError(f'--device {args.device} cannot be used: {one_line(error)}') from None
+    for flag, values in (('--mean', args.mean), ('--std', args.std)):
+        if values and len(values) not in (1, in_chans):
+            raise ValueError(f'{flag} needs 1 or {in_chans} numbers, one a channel, got {len(values)}')
+    if args.crop_pct is not None and args.crop_pct <= 0:
+        raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
     data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
+    _try(model, args.model, data_config['input_size'], device)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -103,9 +132,38 @@ def load_model(args: argparse.Namespace) -> Subject:
         'crop_pct': data_config['crop_pct'],
         'crop_mode': data_config['crop_mode'],
         'interpolation': data_config['interpolation'],
+        'device': device.type,
         'amp': args.amp_dtype if args.amp else None,
     }
     return Subject(model, data_config, aa, record)
+
+
+@torch.inference_mode()
+def _try(model: nn.Module, name: str, input_size: tuple[int, ...], device: torch.device) -> None:
+    """Raise ValueError where a model cannot take images of a size, before anything is measured or written."""
+    size = ' x '.join(map(str, input_size))
+    try:
+        logits = model(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # whatever a model may say
+        raise ValueError(
+            f'{name} cannot take images of {size}: {one_line(error)} (--img-size, --model-kwargs img_size=...)'
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, model.num_classes) or not model.num_classes:
+        raise ValueError(f'{name} gives no logits (B, K) of {model.num_classes} classes, so it is no classifier')
+
+
+def _model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """Read key=value as timm's --model-kwargs does: Python literals, or else text."""
+    kwargs = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key.isidentifier():
+            raise ValueError(f'--model-kwargs takes key=value, got {pair!r}')
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs
 
 
 def _read_checkpoint(path: Path, use_ema: bool, trust: bool) -> tuple[dict[str, Any], str | None]:
@@ -124,20 +182,19 @@ def _read_checkpoint(path: Path, use_ema: bool, trust: bool) -> tuple[dict[str, 
             with _without_pickled_code(trust):
                 checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
         except pickle.UnpicklingError:
-            raise ValueError(
-                f'{path} needs pickled code to load, which could do anything on your machine; '
-                'if you trust whoever made it, add --trust-pickle'
-            ) from None
+            raise _needs_code(path) from None
         except (RuntimeError, EOFError, ValueError) as error:
             raise ValueError(f'{path} is not a checkpoint that can be read: {one_line(error)}') from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not weights by name')
+        raise ValueError(f'{path} holds no weights by name')
     keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
     state = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
     if state is None:
         if use_ema:
             raise ValueError(f'{path} has no EMA weights; leave --use-ema out')
         state = checkpoint
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f'{path} holds no weights by name')
     aa = getattr(checkpoint.get('args'), 'aa', None)
     return clean_state_dict(state), aa if isinstance(aa, str) else None
 
@@ -148,16 +205,21 @@ def _without_pickled_code(trust: bool) -> Iterator[None]:
     if trust:
         yield
         return
-    name, before = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-    os.environ[name] = '1'
+    before = {name: os.environ.pop(name, None) for name in (_FORCE_SAFE, _FORCE_UNSAFE)}
+    os.environ[_FORCE_SAFE] = '1'
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[_FORCE_SAFE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _needs_code(what: object) -> ValueError:
+    return ValueError(
+        f'{what} needs pickled code to load, which could do anything on your machine; '
+        'if you trust whoever made it, add --trust-pickle'
+    )
 
 
 def one_line(error: Exception) -> str:

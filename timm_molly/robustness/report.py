@@ -56,9 +56,10 @@ def build(
         'not_finite': [_name(*key) for key, cell in cells.items() if cell['error'] is None],
     }
     if benchmark['kind'] == 'mollification':
-        return {**report, 'taught': _taught(MollyConfig.from_string(benchmark['settings']), cells, data['num_classes'])}
+        config = MollyConfig.from_string(benchmark['taught']) if benchmark['taught'] else None
+        return {**report, 'taught': config and _taught(config, cells, data['num_classes'])}
     report['summary'] = summarise(cells, GROUPS)
-    whole = benchmark['severities'] == list(SEVERITIES) and data['num_classes'] == 1000
+    whole = benchmark['severities'] == list(SEVERITIES) and data['num_classes'] == 1000 and not data['class_map']
     if whole and (benchmark.get('table') == 'imagenet-c' or benchmark['kind'] == 'official'):
         mce, relative = corruption_errors(report['summary']['corruptions'], clean['error'] if clean else None)
         report['summary'] |= {'mCE': mce, 'relative_mCE': relative}
@@ -69,7 +70,7 @@ def write(report: Report, folder: Path) -> None:
     """Write report.json, .csv, .md and the pictures, each whole or not at all."""
     write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
     write_text(folder / 'report.csv', _csv(report))
-    pictures = figures.mollification(report) if 'taught' in report else figures.corruptions(report)
+    pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
     for name, figure in pictures.items():
         figures.save(figure, folder / f'{name}.png')
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
@@ -95,6 +96,9 @@ def read(path: Path) -> Report:
         raise ValueError(f'{path} is not a report of timm-molly validate')
     if report.get('version') != VERSION:
         raise ValueError(f'{path} has version {report.get("version")} of the schema; this timm-molly reads {VERSION}')
+    missing = {'model', 'benchmark', 'data', 'clean', 'cells', 'not_finite'} - report.keys()
+    if missing:
+        raise ValueError(f'{path} is not a whole report: it lacks {", ".join(sorted(missing))}')
     return report
 
 
@@ -113,7 +117,7 @@ def subject(report: Report) -> str:
     benchmark, data = report['benchmark'], report['data']
     images = f'{data["images"]} images' + (f' of {data["dataset"]}' if data['dataset'] else '')
     how = {
-        'mollification': f'mollified as {benchmark.get("settings")}',
+        'mollification': 'noised and blurred as in training',
         'on the fly': f'corrupted as {benchmark.get("table")}',
         'official': f'{benchmark.get("name")}',
     }[benchmark['kind']]
@@ -148,10 +152,10 @@ def compare_files(paths: Sequence[Path], output: Path) -> None:
     """Print reports side by side, and write table and picture: `timm-molly compare`.
 
     Raises:
-        ValueError: Fewer than two reports, one that cannot be read, or reports of different things.
+        ValueError: Too few or too many reports, one that cannot be read, or reports of different things.
     """
-    if len(paths) < 2:
-        raise ValueError('compare needs two reports or more')
+    if not 2 <= len(paths) <= len(figures.REPORTS):
+        raise ValueError(f'compare takes 2 to {len(figures.REPORTS)} reports, got {len(paths)}')
     reports = [read(path) for path in paths]
     names = [label(report['model']) for report in reports]
     if len(set(names)) < len(names):
@@ -217,12 +221,17 @@ def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: boo
 def _measured(report: Report) -> dict[str, Any]:
     """What two reports must share to be compared; names of folders and models may differ."""
     data = {key: report['data'][key] for key in ('images', 'num_classes', 'labels')}
-    return {**report['benchmark'], **data, 'clean': report['clean'] is not None}
+    benchmark = {key: value for key, value in report['benchmark'].items() if key not in ('name', 'taught')}
+    return {**benchmark, **data, 'clean': report['clean'] is not None}
+
+
+def _mollified(report: Report) -> bool:
+    return bool(report['benchmark']['kind'] == 'mollification')
 
 
 def _summary_rows(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
     rows = [('clean', report['clean'])] if report['clean'] else []
-    if 'taught' in report:
+    if _mollified(report):
         return rows + [(f'{name} t={t}', cell) for name, cells in report['cells'].items() for t, cell in cells.items()]
     corruptions, groups = report['summary']['corruptions'], report['summary']['groups']
     for group, members in GROUPS.items():
@@ -234,10 +243,10 @@ def _summary_rows(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _table(report: Report) -> list[Row]:
-    if 'taught' in report:
+    if _mollified(report):
         return _mollification_table(report)
     severities = [str(s) for s in report['benchmark']['severities']]
-    rows = [['', *(f'error % at {s}' if s == severities[0] else s for s in severities), *HEADINGS.values()]]
+    rows = [['', *(f'{"error % " if s == severities[0] else ""}at {s}' for s in severities), *HEADINGS.values()]]
     for name, metrics in _summary_rows(report):
         cells = report['cells'].get(name.removesuffix(' (held out)'))
         errors = [_number('error', cells[s]['error']) for s in severities] if cells else [''] * len(severities)
@@ -247,18 +256,18 @@ def _table(report: Report) -> list[Row]:
 
 def _mollification_table(report: Report) -> list[Row]:
     names = list(report['cells'])
-    rows = [['t', *(f'{name}: {column}' for name in names for column in ('correct', 'confidence', 'taught', 'ECE'))]]
+    columns = ['confidence', *['taught'] * bool(report['taught']), 'ECE']
+    rows = [['t', *(heading for name in names for heading in (f'{name}: correct', *columns))]]
+
+    def shown(cell: Mapping[str, Any], taught: float) -> Row:
+        values = [_share(cell['error'], 1), _share(cell['confidence']), _share(taught), _share(cell['ece'])]
+        return values if report['taught'] else values[:2] + values[3:]
+
     if report['clean']:
-        clean = report['clean']
-        shown = [_share(clean['error'], 1), _share(clean['confidence']), _share(1.0), _share(clean['ece'])]
-        rows.append(['0 (clean)', *shown * len(names)])
+        rows.append(['0 (clean)', *shown(report['clean'], 1.0) * len(names)])
     for t in report['cells'][names[0]]:
-        row = [t]
-        for name in names:
-            cell = report['cells'][name][t]
-            row += [_share(cell['error'], 1), _share(cell['confidence']), _share(report['taught'][name][t])]
-            row.append(_share(cell['ece']))
-        rows.append(row)
+        taught = {name: report['taught'][name][t] if report['taught'] else 1.0 for name in names}
+        rows.append([t, *(text for name in names for text in shown(report['cells'][name][t], taught[name]))])
     return rows
 
 
@@ -280,7 +289,8 @@ def _facts(report: Report) -> str:
     size = ' x '.join(str(side) for side in model['input_size'][1:])
     lines.append(
         f'{model["parameters"] / 1e6:.2f} M parameters, {model["num_classes"]} classes, input {size}, '
-        f'crop {model["crop_pct"]:g}' + (f', trained with --aa {model["aa"]}' if model['aa'] else '')
+        f'crop {report["benchmark"].get("crop_pct", model["crop_pct"]):g}'
+        + (f', trained with --aa {model["aa"]}' if model['aa'] else '')
     )
     return '\n'.join(lines)
 
@@ -288,7 +298,7 @@ def _facts(report: Report) -> str:
 def _csv(report: Report) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
-    level = 't' if 'taught' in report else 'severity'
+    level = 't' if _mollified(report) else 'severity'
     writer.writerow(['name', level, 'images', *METRICS])
     rows = [('clean', '0', report['clean'])] if report['clean'] else []
     rows += [(name, at, cell) for name, cells in report['cells'].items() for at, cell in cells.items()]

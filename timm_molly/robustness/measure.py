@@ -1,0 +1,218 @@
+"""Measuring a model cell by cell, on disk as they finish, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tqdm
+
+from timm_molly.files import write_text
+from timm_molly.robustness import benchmark, report
+from timm_molly.robustness import corruptions as C
+from timm_molly.robustness.benchmark import Cell, Loader
+from timm_molly.robustness.metrics import METRICS, CellMetrics
+from timm_molly.robustness.model import Subject
+
+Results = dict[tuple[str, float], dict[str, Any]]
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise ValueError for numbers that nothing could be measured with."""
+    for flag, value, low in (('-b', args.batch_size, 1), ('-j', args.workers, 0), ('--seed', args.seed, 0)):
+        if value < low:
+            raise ValueError(f'{flag} must be {low} or more, got {value}')
+    if args.seed >= 2**31:
+        raise ValueError(f'--seed must be below 2**31, got {args.seed}')
+
+
+def open_images(args: argparse.Namespace, subject: Subject) -> benchmark.Images:
+    """Open the clean data set and check that its classes are the model's.
+
+    Raises:
+        ValueError: It cannot be opened, or has other classes.
+    """
+    images = benchmark.open_dataset(
+        subject.img_mode,
+        name=args.dataset,
+        root=args.data_dir,
+        split=args.split,
+        download=args.dataset_download,
+        class_map=args.class_map,
+        input_key=args.input_key,
+        target_key=args.target_key,
+        num_samples=args.num_samples,
+        is_training=False,
+    )
+    check_classes(images.classes, subject, args.data_dir, bool(args.class_map))
+    return images
+
+
+def check_classes(classes: Sequence[str] | None, subject: Subject, where: object, mapped: bool) -> None:
+    """Raise ValueError where class folders are not the model's, which would give wrong figures."""
+    if classes is None:
+        return
+    name, known = subject.record['name'], subject.num_classes
+    if (len(classes) > known) if mapped else (len(classes) != known):
+        raise ValueError(
+            f'{where} has {len(classes)} class folders, but {name} has {known} classes'
+            + ('' if mapped else ' (--num-classes, or --class-map for a part of the classes)')
+        )
+    labels = (getattr(subject.model, 'pretrained_cfg', None) or {}).get('label_names')
+    if not labels or mapped or list(labels) == list(classes):
+        return
+    if set(labels) & set(classes):
+        different = set(labels) ^ set(classes)
+        raise ValueError(
+            f'the class folders of {where} are not the classes that {name} names: they differ in '
+            + (benchmark.some(different) if different else 'their order')
+        )
+    print(
+        f'note: the class folders of {where} ({benchmark.some(set(classes))}) and the classes that {name} names '
+        f'({benchmark.some(set(labels))}) have nothing in common; they are taken to be in the same order',
+        file=sys.stderr,
+    )
+
+
+def measure(args: argparse.Namespace, output: Path, subject: Subject, cells: Sequence[Cell], what: Any) -> Results:
+    """Measure the cells that are not on disk yet, show progress, and return all by (name, level).
+
+    Args:
+        args: The flags.
+        output: Folder of the run; it is made.
+        subject: The model.
+        cells: What to measure, in this order.
+        what: The benchmark's record; with model, data and versions it tells this run from others.
+
+    Raises:
+        ValueError: The folder holds another run, an image cannot be read, or a label is no class of the model.
+    """
+    _check_labels(cells)
+    _claim(output, {'model': subject.record, 'benchmark': what, 'data': _where(args), 'packages': report.packages()})
+    (output / 'cells').mkdir(exist_ok=True)
+    paths = {cell.key: output / 'cells' / f'{cell}.json'.replace(' ', '-') for cell in cells}
+    todo = [cell for cell in cells if _read(paths[cell.key]) is None]
+    if todo:
+        images = [0 if cell.images.streamed else len(cell.images) for cell in cells]
+        missing = [0 if cell.images.streamed else len(cell.images) for cell in todo]
+        with tqdm.tqdm(
+            total=sum(images) or None,
+            initial=sum(images) - sum(missing),
+            unit='img',
+            dynamic_ncols=True,
+            mininterval=0.5,
+        ) as progress:
+            for cell, result in _measure(args, subject, todo, progress):
+                write_text(paths[cell.key], json.dumps(result, indent=1))
+    # Read back, so that a report is the same whether its cells are of this run or of an earlier one.
+    results = {key: _read(path) for key, path in paths.items()}
+    first, *others = cells
+    for cell in others:
+        if results[cell.key]['labels'] != results[first.key]['labels']:
+            raise ValueError(f'{first} and {cell} have different labels, so they are not the same images')
+    return results
+
+
+@torch.inference_mode()
+def _measure(
+    args: argparse.Namespace, subject: Subject, cells: Sequence[Cell], progress: Any
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Yield each cell with its result as it finishes."""
+    config, model = subject.data_config, subject.model
+    device = next(model.parameters()).device
+    if args.workers and any(cell.name == 'glass_blur' for cell in cells):
+        C.warm_up()
+    channels = config['input_size'][0]
+    loader = Loader(cells, args.batch_size, args.workers, config['mean'], config['std'], channels, device)
+    amp = torch.autocast(device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
+    current: Cell | None = None
+    metrics, labels = CellMetrics(), hashlib.sha256()
+    for cell, x, target in loader:
+        if cell is not current:
+            if current is not None:
+                yield current, {**metrics.result(), 'labels': labels.hexdigest()}
+            current, metrics, labels = cell, CellMetrics(), hashlib.sha256()
+            progress.set_description(str(cell))
+        for label in (int(target.min()), int(target.max())):
+            if not 0 <= label < subject.num_classes:
+                raise ValueError(f'{cell} has label {label}, none of the {subject.num_classes} classes of the model')
+        with amp:
+            logits = model(x)
+        metrics.update(logits, target)
+        labels.update(target.cpu().numpy().tobytes())
+        progress.update(len(x))
+    if current is not None:
+        yield current, {**metrics.result(), 'labels': labels.hexdigest()}
+
+
+def default_output(args: argparse.Namespace, command: str) -> Path:
+    """Name the folder of a run after its checkpoint or model."""
+    name: str = args.checkpoint.resolve().parent.name if args.checkpoint else args.model
+    return Path('output') / command / name.replace('/', '_').replace(':', '_')
+
+
+def data_record(args: argparse.Namespace, subject: Subject, results: Results) -> dict[str, Any]:
+    """What the report says of the images."""
+    first = next(iter(results.values()))
+    name = args.dataset or (Path(args.data_dir).resolve().name if args.data_dir else None)
+    return {
+        'dataset': name,
+        'split': args.split if name else None,
+        'images': first['images'],
+        'num_classes': subject.num_classes,
+        'class_map': bool(args.class_map),
+        'labels': first['labels'],
+    }
+
+
+def _check_labels(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where cells are known not to be of the same images, before any is measured."""
+    first, *others = [(cell, cell.images.labels) for cell in cells]
+    for cell, labels in others:
+        if labels is not None and first[1] is not None and not np.array_equal(labels, first[1]):
+            raise ValueError(f'{first[0]} and {cell} have different labels, so they are not the same images')
+
+
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say which images are read."""
+    resolved = {
+        name: str(Path(getattr(args, name)).resolve()) if getattr(args, name, None) else None
+        for name in ('data_dir', 'corrupted_dir', 'class_map')
+    }
+    return {**resolved, **{name: getattr(args, name) for name in ('dataset', 'split', 'input_key', 'target_key')}}
+
+
+def _claim(output: Path, about: dict[str, Any]) -> None:
+    """Take a folder for a run, or go on with it if that has the same settings."""
+    about = json.loads(json.dumps(about))
+    path = output / 'settings.json'
+    output.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        if (output / 'cells').exists():
+            raise ValueError(f'{output} holds cells of a run but not its settings.json: choose another --output')
+        write_text(path, json.dumps(about, indent=1))
+        return
+    try:
+        found = json.loads(path.read_text())
+        different = report.differences(dict(found), about)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} is damaged ({error}): delete {output}, or choose another --output') from None
+    if different:
+        raise ValueError(f'{output} holds another run ({"; ".join(different)}): choose another --output')
+
+
+def _read(path: Path) -> Any:
+    """Read a finished cell; None where there is none, or a damaged one, which is measured again."""
+    try:
+        cell = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return cell if isinstance(cell, dict) and {'images', 'labels', 'bins', *METRICS} <= cell.keys() else None
