@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from timm_molly.robustness import benchmark as B
 from timm_molly.robustness import corruptions as C
 
+CONFIG = {'input_size': (3, 32, 32), 'mean': (0.0,) * 3, 'std': (1 / 255,) * 3}
 TRANSFORM = create_transform(32, is_training=False, use_prefetcher=True, crop_pct=1.0)
 
 
@@ -41,7 +42,7 @@ class Stream(IterableDataset):
 
 
 def loader(cells, batch_size=4, workers=0):
-    return B.Loader(cells, batch_size, workers, (0.0,) * 3, (1 / 255,) * 3, 3, torch.device('cpu'))
+    return B.Loader(cells, batch_size, workers, CONFIG, torch.device('cpu'))
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -54,6 +55,18 @@ def test_cells_come_one_after_the_other_whole_and_in_order(workers):
     assert [name for name, _, _ in seen] == ['a', 'a', 'a', 'b', 'c']
     assert [target for _, target, _ in seen] == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [0], [0, 1, 2, 3]]
     assert all(target == levels for _, target, levels in seen)
+
+
+@pytest.mark.filterwarnings('ignore:This DataLoader will create')
+def test_one_worker_and_many_make_the_same_pictures():
+    names = ['glass_blur', 'fog', 'frost', 'snow', 'elastic_transform']
+    cells = B.on_the_fly(Numbered(9), TRANSFORM, names, [1, 5], 'cifar-c', 3)
+    runs = [[(cell.key, x, target) for cell, x, target in loader(cells, 4, workers)] for workers in (0, 1, 3)]
+    for first, *others in zip(*runs, strict=True):
+        for other in others:
+            assert first[0] == other[0]
+            assert torch.equal(first[1], other[1])
+            assert torch.equal(first[2], other[2])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -114,7 +127,9 @@ def test_grey_images_stay_grey_and_colour_becomes_what_the_model_takes(tmp_path)
     assert images[0][0].mode == 'L'
     assert images.classes == ['a', 'b']
     [cell] = B.on_the_fly(images, create_transform((1, 32, 32), use_prefetcher=True), ['fog'], [1], 'cifar-c', 0)
-    [(_, x, _)] = B.Loader([cell], 2, 0, (0.5,), (0.5,), 1, torch.device('cpu'))
+    [(_, x, _)] = B.Loader(
+        [cell], 2, 0, {'input_size': (1, 32, 32), 'mean': (0.5,), 'std': (0.5,)}, torch.device('cpu')
+    )
     assert x.shape == (2, 1, 32, 32)
 
 

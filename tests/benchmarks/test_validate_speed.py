@@ -26,7 +26,8 @@ def folder(tmp_path_factory):
     return root
 
 
-def corrupt_share(paths):
+def corrupt_share(paths, read_each_time):
+    """Corrupt images as the published generators do, which read the image for each corruption and severity."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -34,18 +35,21 @@ def corrupt_share(paths):
     images = [Image.open(path).convert('RGB') for path in paths]
     for name in C.COMMON:
         for severity in C.SEVERITIES:
-            for i, image in enumerate(images):
+            for i, path in enumerate(paths):
+                image = Image.open(path).convert('RGB') if read_each_time else images[i]
                 C.corrupt(image, name, severity, 'cifar-c', i)
 
 
 @pytest.mark.benchmark(group='report of 1,000 images')
-def test_corrupting_alone(benchmark, folder):
+@pytest.mark.parametrize('read_each_time', [True, False])
+def test_corrupting_alone(benchmark, folder, read_each_time):
     paths = sorted((folder / 'validation').rglob('*.png'))
     C.warm_up()
+    shares = [paths[i::PROCESSES] for i in range(PROCESSES)]
 
     def run():
         with ProcessPoolExecutor(PROCESSES) as pool:
-            list(pool.map(corrupt_share, [paths[i::PROCESSES] for i in range(PROCESSES)]))
+            list(pool.map(corrupt_share, shares, [read_each_time] * PROCESSES))
 
     benchmark.pedantic(run, rounds=1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from timm_molly.functional import blur, noise
 from timm_molly.robustness import corruptions as C
 
 SPLITS = ('train', 'training', 'val', 'validation', 'eval', 'evaluation', 'test')
+KEPT_BYTES = 2**28
 TEMPERATURES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
@@ -32,7 +34,7 @@ class Cell:
         level: 0 for 'clean', the severity 1 to 5, or t in (0, 1].
         images: Gives (PIL image, label) by index; or streams them.
         transform: timm's evaluation transform for its prefetching loader: resize, crop, ..., to uint8 array.
-        corrupt: Changes the image, resized and cropped, by its index.
+        corrupt: Changes the pixels (H, W, C), uint8, of an image that is resized and cropped, by its index.
         degrade: Changes the normalised batch (B, C, H, W) by its indices (B,).
     """
 
@@ -40,7 +42,7 @@ class Cell:
     level: float
     images: Any
     transform: Any
-    corrupt: Callable[[Image.Image, int], Image.Image] | None = None
+    corrupt: Callable[[Any, int], Any] | None = None
     degrade: Callable[[Tensor, range], Tensor] | None = None
 
     @property
@@ -216,9 +218,7 @@ class Loader:
         cells: What to read, in this order.
         batch_size: Images a batch; a batch never holds images of two cells.
         workers: Number of processes that read and corrupt; 0 for this one.
-        mean: Mean and
-        std: standard deviation of the normalisation, in [0, 1] a channel.
-        channels: Channels of the input.
+        config: What timm's `resolve_data_config` gives: 'input_size' (C, H, W), 'mean' and 'std'.
         device: Where batches go.
     """
 
@@ -227,15 +227,14 @@ class Loader:
         cells: Sequence[Cell],
         batch_size: int,
         workers: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        channels: int,
+        config: Mapping[str, Any],
         device: torch.device,
     ) -> None:
         self.cells = cells
         self.batch_size = batch_size
         self.workers = workers
-        self.dataset = _CellImages(cells)
+        self.batches = _Batches(cells, math.prod(config['input_size']))
+        mean, std, channels = config['mean'], config['std'], config['input_size'][0]
         self.prefetch: dict[str, Any] = dict(mean=mean, std=std, channels=channels, device=device)
 
     def __iter__(self) -> Iterator[tuple[Cell, Tensor, Tensor]]:
@@ -257,28 +256,23 @@ class Loader:
         if any(cell.images.streamed for cell in self.cells):
             for number, cell in enumerate(self.cells):
                 # A stream has no index but its order, which several workers would not keep.
-                stream = self._prefetched(_Stream(self.dataset, number), min(self.workers, 1), self.batch_size)
+                stream = _Stream(self.batches, number)
                 start = 0
-                for x, target in stream:
+                for x, target in self._prefetched(stream, min(self.workers, 1), batch_size=self.batch_size):
                     yield cell, self._degraded(cell, x, start), target
                     start += len(x)
         else:
             plan = _Plan([len(cell.images) for cell in self.cells], self.batch_size)
-            batches = self._prefetched(self.dataset, self.workers, plan)
-            for (number, start, _), (x, target) in zip(plan.parts(), batches, strict=True):
+            batches = self._prefetched(self.batches, self.workers, sampler=plan, batch_size=None)
+            for (number, start, _), (x, target) in zip(plan, batches, strict=True):
                 yield self.cells[number], self._degraded(self.cells[number], x, start), target
 
-    def _prefetched(self, dataset: Any, workers: int, batches: Any) -> Any:
-        from timm.data.loader import PrefetchLoader, fast_collate
+    def _prefetched(self, dataset: Any, workers: int, **how: Any) -> Any:
+        from timm.data.loader import PrefetchLoader
 
-        how = {'batch_size': batches} if isinstance(batches, int) else {'batch_sampler': batches}
+        pin_memory = self.prefetch['device'].type == 'cuda'
         loader: Any = DataLoader(
-            dataset,
-            **how,
-            num_workers=workers,
-            collate_fn=fast_collate,
-            worker_init_fn=_start_worker,
-            pin_memory=self.prefetch['device'].type == 'cuda',
+            dataset, num_workers=workers, worker_init_fn=_start_worker, pin_memory=pin_memory, **how
         )
         return PrefetchLoader(loader, **self.prefetch)
 
@@ -288,47 +282,61 @@ class Loader:
 
 
 class _Plan:
-    """Batches of (cell number, index), none across two cells: a batch sampler that keeps no list."""
+    """The batches, none across two cells, as (cell number, first index, index after the last): a sampler."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
         self.lengths, self.batch_size = lengths, batch_size
 
-    def parts(self) -> Iterator[tuple[int, int, int]]:
+    def __len__(self) -> int:
+        return sum(-(-length // self.batch_size) for length in self.lengths)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         for number, length in enumerate(self.lengths):
             for start in range(0, length, self.batch_size):
                 yield number, start, min(start + self.batch_size, length)
 
-    def __len__(self) -> int:
-        return sum(-(-length // self.batch_size) for length in self.lengths)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for number, start, stop in self.parts():
-            yield [(number, index) for index in range(start, stop)]
+class _Batches(Dataset):  # type: ignore[type-arg]
+    """Whole batches of uint8 images (B, C, H, W) and labels (B,), by what `_Plan` says."""
 
-
-class _CellImages(Dataset):  # type: ignore[type-arg]
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell], image_bytes: int) -> None:
         self.cells = cells
+        # All corruptions on the fly start from the same pictures, which each worker keeps where they fit.
+        images = {id(cell.images): cell.images for cell in cells if not cell.images.streamed}
+        self.keep = len(images) == 1 < len(cells) and image_bytes * len(cells[0].images) <= KEPT_BYTES
+        self.kept: dict[int, tuple[Any, int]] = {}
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
-        number, index = key
-        return self.read(number, index, *self.cells[number].images[index])
-
-    def read(self, number: int, index: int, image: Image.Image, label: int) -> tuple[Any, int]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        number, start, stop = key
         cell = self.cells[number]
-        *geometry, to_array = cell.transform.transforms
-        for step in geometry:
+        pixels, labels = [], []
+        for index in range(start, stop):
+            picture, label = self.kept[index] if index in self.kept else self.prepare(cell, *cell.images[index])
+            if self.keep:
+                self.kept[index] = picture, label
+            pixels.append(picture if cell.corrupt is None else cell.corrupt(picture, index))
+            labels.append(label)
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+    @staticmethod
+    def prepare(cell: Cell, image: Image.Image, label: int) -> tuple[Any, int]:
+        """Resize and crop an image; return its pixels (H, W, C) and label."""
+        for step in cell.transform.transforms[:-1]:  # the last one makes an array
             image = step(image)
-        return to_array(image if cell.corrupt is None else cell.corrupt(image, index)), label
+        pixels = np.asarray(image)
+        return pixels if pixels.ndim == 3 else pixels[..., None], label
 
 
 class _Stream(IterableDataset):  # type: ignore[type-arg]
-    def __init__(self, images: _CellImages, number: int) -> None:
-        self.images, self.number = images, number
+    def __init__(self, batches: _Batches, number: int) -> None:
+        self.batches, self.number = batches, number
 
-    def __iter__(self) -> Iterator[tuple[Any, int]]:
-        for index, (image, label) in enumerate(self.images.cells[self.number].images):
-            yield self.images.read(self.number, index, image, label)
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        cell = self.batches.cells[self.number]
+        for index, (image, label) in enumerate(cell.images):
+            pixels, _ = self.batches.prepare(cell, image, label)
+            pixels = pixels if cell.corrupt is None else cell.corrupt(pixels, index)
+            yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), label
 
 
 def _start_worker(_: int) -> None:
@@ -337,8 +345,10 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the threads
 
 
-def _corrupt(name: str, severity: int, table: str, seed: int, image: Image.Image, index: int) -> Image.Image:
-    return C.corrupt(image, name, severity, table, index, seed)
+def _corrupt(name: str, severity: int, table: str, seed: int, pixels: Any, index: int) -> Any:
+    if pixels.shape[-1] == 3:
+        return C.corrupt_pixels(pixels, name, severity, table, index, seed)
+    return np.asarray(C.corrupt(Image.fromarray(pixels[..., 0]), name, severity, table, index, seed))[..., None]
 
 
 def _noise(t: float, seed: int, x: Tensor, indices: range) -> Tensor:

@@ -185,22 +185,30 @@ def corrupt(
     Raises:
         ValueError: An unknown name or mode, a number out of range, or a side smaller than `min_side(table)`.
     """
+    if image.mode not in ('RGB', 'L'):
+        raise ValueError(f'the image must be RGB or grey (L), got {image.mode}')
+    pixels = corrupt_pixels(np.asarray(image.convert('RGB')), corruption, severity, table, index, seed)
+    return Image.fromarray(pixels).convert(image.mode)
+
+
+def corrupt_pixels(
+    pixels: NDArray[np.uint8], corruption: str, severity: int, table: str, index: int = 0, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Corrupt the pixels (H, W, 3), uint8, of one colour image; otherwise as `corrupt`."""
     if table not in TABLES:
         raise ValueError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
     if corruption not in TABLES[table]:
         raise ValueError(f'the corruption must be one of {", ".join(TABLES[table])}, got {corruption!r}')
     if severity not in SEVERITIES:
         raise ValueError(f'the severity must be 1 to 5, got {severity!r}')
-    if image.mode not in ('RGB', 'L'):
-        raise ValueError(f'the image must be RGB or grey (L), got {image.mode}')
     if index < 0 or seed < 0:
         raise ValueError(f'index and seed must be 0 or more, got {index} and {seed}')
-    check_size(min(image.size), table)
+    check_size(min(pixels.shape[:2]), table)
     rng = np.random.default_rng((seed, index, severity, zlib.crc32(corruption.encode())))
-    x = np.asarray(image.convert('RGB')) / 255.0
+    x: Pixels = pixels / 255.0
     x = _FUNCTIONS[corruption](x, rng, *TABLES[table][corruption][severity - 1])
     # The published sets cut grey levels down rather than rounding them.
-    return Image.fromarray((np.clip(x, 0, 1) * 255).astype(np.uint8)).convert(image.mode)
+    return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
 def table_for(side: int) -> str:

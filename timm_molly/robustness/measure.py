@@ -110,8 +110,14 @@ def measure(args: argparse.Namespace, output: Path, subject: Subject, cells: Seq
             dynamic_ncols=True,
             mininterval=0.5,
         ) as progress:
-            for cell, result in _measure(args, subject, todo, progress):
-                write_text(paths[cell.key], json.dumps(result, indent=1))
+            threads = torch.get_num_threads()
+            # On the cores that the workers leave: threads that wait for one that has none stop the whole.
+            torch.set_num_threads(max(1, threads - args.workers))
+            try:
+                for cell, result in _measure(args, subject, todo, progress):
+                    write_text(paths[cell.key], json.dumps(result, indent=1))
+            finally:
+                torch.set_num_threads(threads)
     # Read back, so that a report is the same whether its cells are of this run or of an earlier one.
     results = {key: _read(path) for key, path in paths.items()}
     first, *others = cells
@@ -126,12 +132,11 @@ def _measure(
     args: argparse.Namespace, subject: Subject, cells: Sequence[Cell], progress: Any
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Yield each cell with its result as it finishes."""
-    config, model = subject.data_config, subject.model
+    model = subject.model
     device = next(model.parameters()).device
     if args.workers and any(cell.name == 'glass_blur' for cell in cells):
         C.warm_up()
-    channels = config['input_size'][0]
-    loader = Loader(cells, args.batch_size, args.workers, config['mean'], config['std'], channels, device)
+    loader = Loader(cells, args.batch_size, args.workers, subject.data_config, device)
     amp = torch.autocast(device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
     current: Cell | None = None
     metrics, labels = CellMetrics(), hashlib.sha256()
