@@ -181,9 +181,9 @@ def _read_checkpoint(path: Path, use_ema: bool, trust: bool) -> tuple[dict[str, 
         try:
             with _without_pickled_code(trust):
                 checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
-        except pickle.UnpicklingError:
-            raise _needs_code(path) from None
-        except (RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # the unpickler raises all sorts on damaged files
+            if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
+                raise _needs_code(path) from None
             raise ValueError(f'{path} is not a checkpoint that can be read: {one_line(error)}') from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds no weights by name')
