@@ -136,7 +136,7 @@ def _error_by_severity(report: Mapping[str, Any]) -> Figure:
 def _reliability(report: Mapping[str, Any]) -> Figure:
     corrupted = [cell for name in report['cells'] for cell in report['cells'][name].values()]
     panels = {'clean': [report['clean']], 'corrupted': corrupted} if report['clean'] else {'corrupted': corrupted}
-    figure = _figure(3.8 * len(panels), 4)
+    figure, keys = _figure(3.8 * len(panels), 4.2), None
     for ax, (name, cells) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         bins = [cell['bins'] for cell in cells if cell['bins'] is not None]
         left_out = f' ({len(cells) - len(bins)} not finite, left out)' if len(bins) < len(cells) else ''
@@ -165,10 +165,13 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
             )
             ece = np.abs(correct - confidence).sum() / images.sum()
             name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '') + left_out
-            ax.legend(frameon=False, fontsize=8, loc='upper left')
         _axes(ax, name, 'confidence')
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)
+        if bins:
+            keys = ax.get_legend_handles_labels()
+    if keys:
+        figure.legend(*keys, frameon=False, fontsize=8, loc='outside lower center', ncols=2)
     return figure
 
 

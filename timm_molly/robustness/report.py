@@ -72,6 +72,7 @@ def write(report: Report, folder: Path) -> None:
     write_text(folder / 'report.csv', _csv(report))
     pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
     for name, figure in pictures.items():
+        figure.suptitle(title(report), fontsize=7, color='#666666')
         figures.save(figure, folder / f'{name}.png')
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
     write_text(
