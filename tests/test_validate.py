@@ -666,6 +666,14 @@ def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys
     refused(capsys, *arguments, words='a worker process died, of too little memory? Try a smaller -j')
 
 
+def test_too_little_memory_of_the_device_is_named(flags, tmp_path, capsys, monkeypatch):
+    def full(self, *_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    monkeypatch.setattr(measure_module.CellMetrics, 'update', full)
+    refused(capsys, *flags, '-o', tmp_path, words='Tried to allocate 2.00 GiB: try a smaller -b')
+
+
 def test_a_model_not_trained_with_molly_is_shown_without_a_schedule(flags, tmp_path, capsys):
     torch.save(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'c.pth')
     report = run(*flags, '--checkpoint', tmp_path / 'c.pth', '--mollification', output=tmp_path / 'out')

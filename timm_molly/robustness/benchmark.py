@@ -247,10 +247,6 @@ class Loader:
             yield from self._batches()
         except ValueError as error:  # a worker puts its whole traceback before the message
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if not self.workers or (isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error)):
-                raise
-            raise ValueError(f'a worker process died, of too little memory? Try a smaller -j ({error})') from None
 
     def _batches(self) -> Iterator[tuple[Cell, Tensor, Tensor]]:
         if any(cell.images.streamed for cell in self.cells):

@@ -20,7 +20,7 @@ from timm_molly.robustness import benchmark, report
 from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell, Loader
 from timm_molly.robustness.metrics import METRICS, CellMetrics
-from timm_molly.robustness.model import Subject
+from timm_molly.robustness.model import Subject, one_line
 
 Results = dict[tuple[str, float], dict[str, Any]]
 
@@ -116,6 +116,15 @@ def measure(args: argparse.Namespace, output: Path, subject: Subject, cells: Seq
             try:
                 for cell, result in _measure(args, subject, todo, progress):
                     write_text(paths[cell.key], json.dumps(result, indent=1))
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # PyTorch raises it wherever the program is when a worker dies.
+                if args.workers and (not isinstance(error, RuntimeError) or 'DataLoader worker' in str(error)):
+                    raise ValueError(
+                        f'a worker process died, of too little memory? Try a smaller -j ({error})'
+                    ) from None
+                if 'out of memory' in str(error):
+                    raise ValueError(f'{one_line(error)}: try a smaller -b') from None
+                raise
             finally:
                 torch.set_num_threads(threads)
     # Read back, so that a report is the same whether its cells are of this run or of an earlier one.
