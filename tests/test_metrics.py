@@ -139,3 +139,8 @@ def test_mce_is_relative_to_alexnet():
     assert M.corruption_errors({**half, 'fog': {'error': None}}, 0.2) == (None, None)
     del half['fog']
     assert M.corruption_errors(half, 0.2) == (None, None)
+
+
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one():
+    found = result(torch.zeros(1, 3), torch.tensor([0]), 1)  # 1/3 is the upper edge of the fifth bin
+    assert found['bins']['images'].index(1.0) == 4
