@@ -27,6 +27,17 @@ MISSING = not os.environ.get('MOLLY_ROBUSTNESS_CODE') or importlib.util.find_spe
 REASON = 'set MOLLY_ROBUSTNESS_CODE to ImageNet-C/create_c of hendrycks/robustness and install Wand to compare'
 needs_reference = pytest.mark.skipif(MISSING, reason=REASON)
 
+DETERMINISTIC = (
+    'defocus_blur',
+    'zoom_blur',
+    'brightness',
+    'contrast',
+    'pixelate',
+    'jpeg_compression',
+    'gaussian_blur',
+    'saturate',
+)
+
 # What the libraries have renamed or dropped since 2018, and frost pictures named relative to the script's folder.
 # scikit-image now draws from a generator of its own: it is seeded from NumPy's, as every other draw is.
 MENDED = {

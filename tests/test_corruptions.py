@@ -10,22 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagecorruptions import corrupt as published
 from PIL import Image
+from reference import DETERMINISTIC
 from sklearn.datasets import load_sample_image
 
 from timm_molly.robustness import corruptions as C
 
 SIDES = {'imagenet-c': 224, 'tiny-imagenet-c': 64, 'cifar-c': 32}
 NAMES = (*C.COMMON, *C.HELD_OUT)
-DETERMINISTIC = (
-    'defocus_blur',
-    'zoom_blur',
-    'brightness',
-    'contrast',
-    'pixelate',
-    'jpeg_compression',
-    'gaussian_blur',
-    'saturate',
-)
 
 
 def picture(side=32, height=None):

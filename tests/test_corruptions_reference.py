@@ -6,23 +6,13 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from reference import MISSING, REASON, SCRIPTS, SIZES, load, photograph, pixels
+from reference import DETERMINISTIC, MISSING, REASON, SCRIPTS, SIZES, load, photograph, pixels
 
 from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
 
 if MISSING:
     pytest.skip(REASON, allow_module_level=True)
 
-DETERMINISTIC = (
-    'defocus_blur',
-    'zoom_blur',
-    'brightness',
-    'contrast',
-    'pixelate',
-    'jpeg_compression',
-    'gaussian_blur',
-    'saturate',
-)
 RANDOM = tuple(name for name in (*COMMON, *HELD_OUT) if name not in DETERMINISTIC)
 DRAWS = int(os.environ.get('MOLLY_REFERENCE_DRAWS', '1000'))
 

@@ -692,3 +692,15 @@ def test_names_that_have_nothing_in_common_are_noted(flags, tmp_path, capsys, mo
     monkeypatch.setattr(timm, 'create_model', with_names)
     run(*flags, '--corruptions', 'fog', output=tmp_path)
     assert 'have nothing in common; they are taken to be in the same order' in capsys.readouterr().err
+
+
+def test_clean_and_corrupted_images_with_other_labels_are_named_before_the_model_runs(
+    flags, image_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
+    official = imagenet_c(tmp_path / 'official', image_folder, ('fog',))
+    for severity in (official / 'fog').iterdir():
+        (severity / 'dots' / '03.png').rename(severity / 'circles' / '04.png')
+    arguments = [*flags, '--corrupted-dir', official, '--corruptions', 'fog', '-o', tmp_path / 'out']
+    refused(capsys, *arguments, words='clean and fog 1 have different labels, so they are not the same images')
+    assert not (tmp_path / 'out').exists()
