@@ -108,7 +108,8 @@ def test_a_broken_install_lets_torch_and_timm_go_on_and_says_so_in_a_line(broken
     done = broken(change)
     assert done.returncode == 0
     assert done.stdout == 'went on False\n'
-    assert done.stderr.count('\n') == 1
+    assert done.stderr.count('so --aa molly') == 1
+    assert done.stderr.count('\n') <= 2  # one of them for the models
     assert 'timm-molly is installed but could not register, so --aa molly will not work (' in done.stderr
 
 

@@ -1,10 +1,11 @@
 """The entry point that PyTorch calls at the end of `import torch`, in every process of this environment.
 
 It must cost next to nothing and never raise: whatever is wrong here, `import torch` and other people's scripts go on.
-So it imports nothing that torch has not imported, and only arranges for `plugin.install` to run once timm comes. (wrapt
-has such an import hook too, but importing it takes longer than everything here.)
+So it imports nothing that torch has not imported, and only arranges for functions of `plugin` to run once timm comes.
+(wrapt has such an import hook too, but importing it takes longer than everything here.)
 """
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -13,21 +14,44 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MODULE = 'timm.data'
-
 
 def autoload() -> None:
-    """Register the plugin as soon as `timm.data` is imported, unless `TIMM_MOLLY_AUTOLOAD=0`."""
+    """Register the plugin as soon as timm is imported, unless `TIMM_MOLLY_AUTOLOAD=0`."""
     if os.environ.get('TIMM_MOLLY_AUTOLOAD') == '0':
         return
-    if MODULE in sys.modules:
-        _install(sys.modules[MODULE])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    for name in ACTIONS.keys() & sys.modules.keys():
+        act(name)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
+def act(name: str) -> None:
+    """Do what is to be done once timm's module `name` has been imported; what goes wrong is logged."""
+    action, loss = ACTIONS[name]
+    try:
+        action(sys.modules[name])
+    except Exception as error:
+        _warn(loss, error)
+
+
+def _install(timm_data: ModuleType) -> None:
+    from timm_molly.plugin import install
+
+    install(timm_data)
+
+
+def _add_models(timm_models: ModuleType) -> None:
+    importlib.import_module('timm_molly.models')
+
+
+ACTIONS = {
+    'timm.data': (_install, '--aa molly will not work'),
+    'timm.models': (_add_models, "timm does not know timm-molly's models"),
+}
+
+
 class _Finder:
-    """Finds `timm.data` where the other finders find it, and installs the plugin when it has been executed."""
+    """Finds the modules of `ACTIONS` where the other finders find them, and acts when they have been executed."""
 
     searching = False
 
@@ -37,7 +61,7 @@ class _Finder:
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if name != MODULE or self.searching:
+        if name not in ACTIONS or self.searching:
             return None
         self.searching = True
         try:
@@ -50,30 +74,22 @@ class _Finder:
             loader = spec.loader
             execute = loader.exec_module  # type: ignore[union-attr]
 
-            def execute_and_install(module: ModuleType) -> None:
+            def execute_and_act(module: ModuleType) -> None:
                 execute(module)
-                if module.__name__ == MODULE:  # a zip file's loader is shared by all that is in it
-                    _install(module)
+                if module.__name__ == name:  # a zip file's loader is shared by all that is in it
+                    act(name)
 
-            loader.exec_module = execute_and_install  # type: ignore[union-attr, method-assign]
+            loader.exec_module = execute_and_act  # type: ignore[union-attr, method-assign]
         except Exception as error:
-            _warn(error)
+            _warn(ACTIONS[name][1], error)
         return spec
 
 
-def _install(timm_data: ModuleType) -> None:
-    try:
-        from timm_molly.plugin import install
-
-        install(timm_data)
-    except Exception as error:
-        _warn(error)
-
-
-def _warn(error: Exception) -> None:
+def _warn(loss: str, error: Exception) -> None:
     logging.getLogger('timm_molly').warning(
-        'timm-molly is installed but could not register, so --aa molly will not work (%s: %s). '
+        'timm-molly is installed but could not register, so %s (%s: %s). '
         'Reinstall it, or set TIMM_MOLLY_AUTOLOAD=0 to silence this.',
+        loss,
         type(error).__name__,
         error,
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from timm_molly._autoload import act
 from timm_molly.config import MollyConfig, split_aa
 
 MIN_TIMM = (1, 0, 15)
@@ -28,19 +29,23 @@ _logger = logging.getLogger('timm_molly')
 
 
 def register() -> None:
-    """Make `timm.data.create_loader` understand `auto_augment='molly'`; a second call changes nothing.
+    """Make `timm.data.create_loader` understand `auto_augment='molly'`, and add the small-image networks to timm's.
 
-    The autoload entry point has done this already in most processes. Call it before `from timm.data import
-    create_loader` where it is switched off.
+    A second call changes nothing. The autoload entry point has done this already in most processes. Call it before
+    `from timm.data import create_loader` where it is switched off.
 
     Raises:
         ImportError: timm is missing, or has no `create_loader` where this version looks for it.
     """
     install(_import_timm_data())
+    act('timm.models')
 
 
 def unregister() -> None:
-    """Put timm back as it was; a second call changes nothing. Loaders made before stay mollified."""
+    """Put timm's functions back as they were; a second call changes nothing.
+
+    Loaders made before stay mollified, and the names of the small-image networks stay known.
+    """
     for module, name in _places(_import_timm_data()):
         function = getattr(module, name)
         if hasattr(function, '_timm_molly'):

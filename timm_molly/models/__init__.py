@@ -1,0 +1,36 @@
+"""The networks that the corruption literature trains on CIFAR and TinyImageNet, in timm's registry.
+
+`timm.create_model` knows their names once timm-molly is registered. A tag says for which data they are made, with its
+number of classes, image size, mean and standard deviation: `preactresnet50.cifar10` (what `preactresnet50` alone
+means), `.cifar100`, `.tiny_imagenet`.
+"""
+
+from timm_molly.models.allconv import AllConvNet, allconvnet
+from timm_molly.models.densenet_bc import DenseNetBC, densenet_bc_40_12, densenet_bc_100_12
+from timm_molly.models.preact import (
+    PreActResNet,
+    WideResNet,
+    preactresnet18,
+    preactresnet34,
+    preactresnet50,
+    preactresnet101,
+    wide_resnet40_2,
+)
+from timm_molly.models.resnext29 import ResNeXt29, resnext29_4x32d
+
+__all__ = [
+    'AllConvNet',
+    'DenseNetBC',
+    'PreActResNet',
+    'ResNeXt29',
+    'WideResNet',
+    'allconvnet',
+    'densenet_bc_40_12',
+    'densenet_bc_100_12',
+    'preactresnet18',
+    'preactresnet34',
+    'preactresnet50',
+    'preactresnet101',
+    'resnext29_4x32d',
+    'wide_resnet40_2',
+]
