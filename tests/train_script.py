@@ -4,7 +4,6 @@ The end-to-end tests run it where `TIMM_TRAIN_SCRIPT` names no real one. It know
 differs on purpose: distributed training works on the CPU (`device_ids=None`).
 """
 
-import argparse
 import json
 import logging
 from contextlib import nullcontext
@@ -29,72 +28,13 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, LogitDistillationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from torch import nn
+from train_flags import config_parser, parser
 
 _logger = logging.getLogger('train')
 
 
-def parse_args():
-    config_parser = argparse.ArgumentParser(add_help=False)
-    config_parser.add_argument('-c', '--config', default='')
-    parser = argparse.ArgumentParser()
-    add = parser.add_argument
-    add('--data-dir')
-    add('--dataset', default='')
-    add('--train-split', default='train')
-    add('--val-split', default='validation')
-    add('--model', default='resnet50')
-    add('--resume', default='')
-    add('--num-classes', type=int)
-    add('--img-size', type=int)
-    add('--in-chans', type=int)
-    add('-b', '--batch-size', type=int, default=128)
-    add('--channels-last', action='store_true')
-    add('--grad-accum-steps', type=int, default=1)
-    add('--torchcompile', nargs='?', const='inductor')
-    add('--device', default='cuda')
-    add('--amp', action='store_true')
-    add('--amp-dtype', default='float16')
-    add('--model-dtype')
-    add('--opt', default='sgd')
-    add('--momentum', type=float, default=0.9)
-    add('--weight-decay', type=float, default=2e-5)
-    add('--sched', default='cosine')
-    add('--lr', type=float, default=0.05)
-    add('--warmup-epochs', type=int, default=5)
-    add('--epochs', type=int, default=300)
-    add('--no-aug', action='store_true')
-    add('--scale', type=float, nargs='+', default=[0.08, 1.0])
-    add('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3])
-    add('--hflip', type=float, default=0.5)
-    add('--color-jitter', type=float, default=0.4)
-    add('--aa')
-    add('--aug-splits', type=int, default=0)
-    add('--jsd-loss', action='store_true')
-    add('--bce-loss', action='store_true')
-    add('--bce-target-thresh', type=float)
-    add('--reprob', type=float, default=0.0)
-    add('--remode', default='pixel')
-    add('--recount', type=int, default=1)
-    add('--resplit', action='store_true')
-    add('--mixup', type=float, default=0.0)
-    add('--cutmix', type=float, default=0.0)
-    add('--mixup-off-epoch', type=int, default=0)
-    add('--smoothing', type=float, default=0.1)
-    add('--split-bn', action='store_true')
-    add('--model-ema', action='store_true')
-    add('--model-ema-decay', type=float, default=0.9998)
-    add('--train-img-sizes', type=int, nargs='+')
-    add('--naflex-loader', action='store_true')
-    add('--kd-model-name')
-    add('--seed', type=int, default=42)
-    add('--log-interval', type=int, default=50)
-    add('-j', '--workers', type=int, default=4)
-    add('--no-prefetcher', action='store_true')
-    add('--use-multi-epochs-loader', action='store_true')
-    add('--output', default='')
-    add('--experiment', default='')
-
-    config, remaining = config_parser.parse_known_args()
+def parse_args(argv=None):
+    config, remaining = config_parser.parse_known_args(argv)
     if config.config:
         with open(config.config) as file:
             parser.set_defaults(**yaml.safe_load(file))
@@ -102,7 +42,24 @@ def parse_args():
 
 
 def make_model(args, device, dtype):
-    model = create_model(args.model, in_chans=args.in_chans or 3, num_classes=args.num_classes)
+    overlay = {}
+    if args.pretrained_path:
+        overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+    model = create_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=args.in_chans or 3,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        **overlay,
+    )
+    if args.head_init_scale is not None:
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(args.head_init_scale)
+            model.get_classifier().bias.mul_(args.head_init_scale)
+    if args.num_classes is None:
+        args.num_classes = model.num_classes
     data_config = resolve_data_config(vars(args), model=model, verbose=utils.is_primary(args))
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
@@ -114,7 +71,8 @@ def make_model(args, device, dtype):
 
 def make_loaders(args, data_config, device, dtype):
     mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
-    open_split = partial(create_dataset, args.dataset, root=args.data_dir, input_img_mode=mode)
+    options = dict(root=args.data_dir, input_img_mode=mode, download=args.dataset_download)
+    open_split = partial(create_dataset, args.dataset, **options)
     dataset_train = open_split(split=args.train_split, is_training=True, batch_size=args.batch_size, seed=args.seed)
     dataset_eval = open_split(split=args.val_split, is_training=False, batch_size=args.batch_size)
     common = dict(
@@ -126,6 +84,7 @@ def make_loaders(args, data_config, device, dtype):
         use_prefetcher=args.prefetcher,
         num_workers=args.workers,
         batch_size=args.batch_size,
+        pin_memory=args.pin_mem,
     )
     train = dict(
         is_training=True,
@@ -134,13 +93,15 @@ def make_loaders(args, data_config, device, dtype):
         re_mode=args.remode,
         re_count=args.recount,
         re_split=args.resplit,
+        train_crop_mode=args.train_crop_mode,
         scale=args.scale,
         ratio=args.ratio,
         hflip=args.hflip,
         color_jitter=args.color_jitter,
         auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
         num_aug_splits=args.aug_splits,
-        interpolation='random',
+        interpolation=args.train_interpolation,
     )
     if args.naflex_loader:
         return create_naflex_loader(dataset=dataset_train, patch_size=16, train_seq_lens=(16,), **train, **common), None
@@ -200,6 +161,10 @@ def make_task(args, model, device, dtype):
     if args.kd_model_name:
         return LogitDistillationTask(student_model=model, teacher_model=args.kd_model_name, **options)
     return ClassificationTask(model=model, **options)
+
+
+def make_optimizer(args, task):
+    return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
 
 
 def train_one_epoch(epoch, task, loader, optimizer, scheduler, args, autocast, device, dtype, mixup_fn):
@@ -268,7 +233,7 @@ def main():
         autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
     loader_train, loader_eval, mixup_fn = make_loaders(args, data_config, device, dtype)
     task = make_task(args, model, device, dtype)
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
+    optimizer = make_optimizer(args, task)
     start_epoch = resume_task_checkpoint(task, args.resume, optimizer=optimizer) if args.resume else 0
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay)

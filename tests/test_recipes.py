@@ -1,0 +1,356 @@
+"""Every recipe against the flags of train.py, built, and trained for two steps on a handful of images."""
+
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from importlib.metadata import requires
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_data
+import timm
+import torch
+import yaml
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from train_flags import parser as STAND_IN
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / 'recipes'
+RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob('*.yaml'))}
+PAPER = [name for name in RECIPES if name.startswith(('cifar', 'tinyimagenet'))]
+SCRIPT = os.environ.get('TIMM_TRAIN_SCRIPT')
+needs_script = pytest.mark.skipif(not SCRIPT, reason='set TIMM_TRAIN_SCRIPT to a train.py of timm')
+
+
+def real_parser():
+    """Import timm's own script, and return its parser."""
+    spec = importlib.util.spec_from_file_location('real_train_script', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.parser
+
+
+PARSER = real_parser() if SCRIPT else STAND_IN
+
+
+def problems(recipe, parser, script='train.py'):
+    """List what `parser` would not take on the command line; train.py itself takes anything from a --config file."""
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in recipe.items():
+        if key not in actions:
+            yield f'{script} of timm {timm.__version__} has no --{key.replace("_", "-")} (recipe key {key})'
+            continue
+        action = actions[key]
+        if action.nargs == 0:
+            kind, fits = 'true or false', isinstance(value, bool)
+        elif type(action).__name__ == 'ParseKwargs':
+            kind, fits = 'a mapping', isinstance(value, dict)
+        elif action.nargs in ('+', '*') or isinstance(action.nargs, int):
+            count = len(value) if isinstance(value, list) else None
+            kind = f'a list of {action.type.__name__}'
+            fits = count is not None and all(fitting(item, action.type) for item in value)
+            fits = fits and (not isinstance(action.nargs, int) or count == action.nargs)
+        else:
+            kind, fits = (action.type or str).__name__, fitting(value, action.type or str)
+        if not fits:
+            yield f'{script} wants {kind} for --{key.replace("_", "-")}, the recipe has {value!r}'
+        elif action.choices and value not in action.choices:
+            yield f'{script} takes {", ".join(action.choices)} for --{key.replace("_", "-")}, the recipe has {value!r}'
+
+
+def fitting(value, kind):
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_train_py_knows_every_key_and_type(name):
+    assert list(problems(RECIPES[name], PARSER)) == []
+
+
+@needs_script
+def test_the_flags_of_the_stand_in_are_those_of_timms_own_script():
+    real = {action.dest: action for action in PARSER._actions}
+    if set(RECIPES['imagenet_deit_small']) - set(real):
+        pytest.fail('the real parser does not even have what a recipe needs')
+    compared = 0
+    for action in STAND_IN._actions:
+        if action.dest in real:  # older scripts lack some
+            theirs = real[action.dest]
+            for key in ('option_strings', 'nargs', 'const', 'default', 'type', 'choices'):
+                assert getattr(action, key) == getattr(theirs, key), (action.dest, key)
+            assert type(action).__name__ == type(theirs).__name__
+            compared += 1
+    assert compared > 60
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'expected'),
+    [
+        ({'smothing': 0.1}, ['has no --smothing (recipe key smothing)']),
+        ({'lr': '5e-3'}, ["wants float for --lr, the recipe has '5e-3'"]),  # as YAML reads 5e-3 without a point
+        ({'lr': True}, ['wants float for --lr']),
+        ({'epochs': 1.5}, ['wants int for --epochs']),
+        ({'amp': 'true'}, ["wants true or false for --amp, the recipe has 'true'"]),
+        ({'scale': 0.5}, ['wants a list of float for --scale']),
+        ({'scale': [0.5, 'x']}, ['wants a list of float for --scale']),
+        ({'opt_kwargs': 'filter_bias_and_bn=False'}, ['wants a mapping for --opt-kwargs']),
+        ({'aa': None}, ['wants str for --aa, the recipe has None']),
+        ({'model': 'resnet50', 'lr': 1, 'scale': [1, 0.5], 'amp': False}, []),
+        ({'lr': '1', 'foo_bar': 2}, ['wants float for --lr', 'has no --foo-bar']),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(recipe, expected):
+    found = list(problems(recipe, PARSER))
+    assert len(found) == len(expected)
+    for problem, part in zip(found, expected, strict=True):
+        assert part in problem
+
+
+def test_a_timm_too_old_for_a_recipe_is_named():
+    """A flag that the script at hand has not got is just what a recipe for a newer timm looks like."""
+    new = {**RECIPES['cifar10'], 'train_depth_schedule': 'slow'}
+    (problem,) = problems(new, PARSER)
+    assert problem == (
+        f'train.py of timm {timm.__version__} has no --train-depth-schedule (recipe key train_depth_schedule)'
+    )
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_commands_in_its_head_are_right(name):
+    text = (FOLDER / f'{name}.yaml').read_text()
+    head = text.split('\n\n')[0]
+    for part in ('Base:', 'Molly:', 'Without molly:', 'Memory and time:'):
+        assert f'# {part}' in head
+    commands = re.findall(r'^#   ((?:python|torchrun) .*)$', head, re.MULTILINE)
+    assert [command.split()[0] for command in sorted(commands)] == ['python', 'torchrun']
+    images = {}
+    for command in commands:
+        words = shlex.split(command)
+        at = words.index('train.py')
+        assert words[at + 1 : at + 3] == ['--config', f'recipes/{name}.yaml']
+        processes = int(words[words.index('--nproc-per-node') + 1]) if words[0] == 'torchrun' else 1
+        args = parse(name, words[at + 3 :])
+        assert bool(args.aug_repeats) <= (processes > 1)  # timm asserts it
+        images[words[0]] = processes * args.batch_size * args.grad_accum_steps
+    assert images['python'] == images['torchrun']  # a step is the same on any number of GPUs
+    without = parse(name, shlex.split(re.search(r'^# Without molly: (.*)$', head, re.MULTILINE)[1]))
+    assert 'molly' not in without.aa
+    with_molly = {part for part in RECIPES[name]['aa'].split('+') if not part.startswith('molly')}
+    assert with_molly == {without.aa} - {''}
+
+
+def parse(name, words):
+    STAND_IN_DEFAULTS = {action.dest: action.default for action in STAND_IN._actions}
+    try:
+        STAND_IN.set_defaults(**RECIPES[name])
+        return STAND_IN.parse_args(words)
+    finally:
+        STAND_IN.set_defaults(**STAND_IN_DEFAULTS)
+
+
+def test_the_papers_recipes_differ_in_nothing_but_data_and_augmentation():
+    assert len(PAPER) == 21
+    by_data, by_augmentation = {}, {}
+    for name in PAPER:
+        recipe = dict(RECIPES[name])
+        data, _, augmentation = name.partition('_')
+        own = {key: recipe.pop(key, None) for key in ('dataset', 'model', 'scale')}
+        assert by_data.setdefault(data, own) == own
+        own = {key: recipe.pop(key, None) for key in ('aa', 'mixup', 'cutmix')}
+        assert by_augmentation.setdefault(augmentation, own) == own
+        assert recipe == {
+            'smoothing': 0.0,
+            'color_jitter': 0.0,
+            'hflip': 0.5,
+            'train_crop_mode': 'rkrr',
+            'ratio': [1.0, 1.0],
+            'train_interpolation': 'bicubic',
+            'batch_size': 128,
+            'opt': 'momentum',
+            'momentum': 0.9,
+            'weight_decay': 5e-4,
+            'opt_kwargs': {'filter_bias_and_bn': False},
+            'lr': 0.01,
+            'sched': 'cosine',
+            'epochs': 300,
+            'warmup_epochs': 0,
+            'min_lr': 0.0,
+            'amp': True,
+            'amp_dtype': 'bfloat16',
+            'workers': 4,
+            'pin_mem': True,
+        }
+    assert set(by_augmentation) == {
+        '',
+        'randaugment',
+        'autoaugment',
+        'augmix',
+        'trivialaugment',
+        'mixup',
+        'cutmix',
+    }
+
+
+@pytest.fixture(scope='session')
+def cifar(tmp_path_factory):
+    root = tmp_path_factory.mktemp('cifar')
+    small_data.write(root)
+    return root
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    """Eight training and four validation images of 40 pixels in two classes."""
+    root = tmp_path_factory.mktemp('photos')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 4), ('validation', 2)):
+        for label in ('cat', 'dog'):
+            (root / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f'{i}.png')
+    return root
+
+
+@pytest.fixture
+def scaled_down(cifar, photos, tmp_path):
+    """Return the flags that make a recipe small: two steps of four images, small ones where possible."""
+
+    def flags(name):
+        recipe = RECIPES[name]
+        words = f'--data-dir {cifar if recipe.get("dataset") else photos} -b 4 -j 1 --epochs 1 --device cpu'
+        if recipe.get('grad_accum_steps'):
+            words += ' --grad-accum-steps 1'
+        if 'deit' not in recipe['model']:  # whose size is in its weights
+            words += ' --img-size 16' if name in PAPER else ' --img-size 64'
+        if recipe.get('pretrained'):
+            weights = tmp_path / 'weights.pth'
+            torch.save(timm.create_model(recipe['model']).state_dict(), weights)
+            words += f' --pretrained-path {weights} --num-classes 2'
+        return words.split()
+
+    return flags
+
+
+OPTIMIZERS = {'momentum': 'SGD', 'sgd': 'SGD', 'lamb': 'Lamb', 'adamw': 'AdamW'}
+
+
+@pytest.mark.skipif(bool(SCRIPT), reason='the test below trains with the real script')
+@pytest.mark.parametrize('name', RECIPES)
+def test_it_builds_and_trains_two_steps(name, scaled_down, cifar, monkeypatch, caplog):
+    import train_script
+    from timm import utils
+    from torch import nn
+
+    for dataset, attributes in small_data.sums(cifar).items():
+        for attribute, value in attributes.items():
+            monkeypatch.setattr(dataset, attribute, value)
+    caplog.set_level(logging.INFO)
+    recipe = RECIPES[name]
+    args = parse(name, scaled_down(name))
+    args.prefetcher = True
+    device = utils.init_distributed_device(args)
+    utils.random_seed(0)
+    model, data_config = train_script.make_model(args, device, None)
+    loader, loader_eval, _ = train_script.make_loaders(args, data_config, device, None)
+    assert caplog.text.count('Mollification is on') == 1
+    assert f'Mollification is on: {next(p for p in recipe["aa"].split("+") if p.startswith("molly"))} ' in caplog.text
+    task = train_script.make_task(args, model, device, None)
+    optimizer = train_script.make_optimizer(args, task)
+    assert type(optimizer).__name__ == OPTIMIZERS[recipe['opt']]
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] for p in group['params']}
+    norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm) and m.weight is not None]
+    assert all((id(norm) in decayed) == (name in PAPER) for norm in norms)
+
+    before = [p.detach().clone() for p in model.parameters()]
+    autocast = lambda: torch.autocast('cpu', torch.bfloat16)  # noqa: E731 (float16 is slow on CPUs)
+    scheduler, epochs = train_script.create_scheduler_v2(
+        optimizer, **train_script.scheduler_kwargs(args), updates_per_epoch=len(loader)
+    )
+    assert (epochs, len(loader)) == (1, 2)
+    for group in optimizer.param_groups:
+        group['lr'] = group['initial_lr'] * group.get('lr_scale', 1.0)  # past the warm-up
+    result = train_script.train_one_epoch(0, task, loader, optimizer, scheduler, args, autocast, device, None, None)
+    assert np.isfinite(result['loss'])
+    changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert np.mean(changed) > 0.8  # a residual branch that starts at zero takes longer
+    input, target = next(iter(loader_eval))
+    assert target.dtype == torch.int64
+    with torch.no_grad():
+        assert model.eval()(input).shape == (4, model.num_classes)
+
+
+@needs_script
+@pytest.mark.parametrize('name', RECIPES)
+def test_it_starts_under_timms_own_script(name, scaled_down, cifar, tmp_path, python):
+    words = [*scaled_down(name), '--log-interval', '1', '--output', str(tmp_path), '--experiment', 'run']
+    done = python(
+        HERE / 'small_data.py',
+        SCRIPT,
+        '--config',
+        FOLDER / f'{name}.yaml',
+        *words,
+        env={'MOLLY_SMALL_DATA': str(cifar)},
+    )
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log[-4000:]
+    assert log.count('Mollification is on: molly') == 1
+    losses = [float(loss) for loss in re.findall(r'Train: .*Loss: *([\d.]+|nan)', log)]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    assert (tmp_path / 'run' / 'summary.csv').exists()
+    shutil.rmtree(tmp_path)
+
+
+def test_the_readme_lists_every_recipe():
+    text = (FOLDER / 'README.md').read_text()
+    named = set(re.findall(r'\(([a-z0-9_]+)\.yaml\)', text))
+    assert named == set(RECIPES)
+
+
+def test_the_readmes_commands_arrange_tinyimagenet_in_folders_of_classes(tmp_path):
+    text = (FOLDER / 'README.md').read_text()
+    (commands,) = re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
+    root = tmp_path / 'tiny-imagenet-200'
+    for wnid in ('n01', 'n02'):
+        (root / 'train' / wnid / 'images').mkdir(parents=True)
+        (root / 'train' / wnid / f'{wnid}_boxes.txt').write_text('')
+        for i in range(3):
+            Image.new('RGB', (64, 64)).save(root / 'train' / wnid / 'images' / f'{wnid}_{i}.JPEG')
+    (root / 'val' / 'images').mkdir(parents=True)
+    for i in range(4):
+        Image.new('RGB', (64, 64)).save(root / 'val' / 'images' / f'val_{i}.JPEG')
+    rows = [f'val_{i}.JPEG\tn0{i % 2 + 1}\t0\t1\t2\t3\n' for i in range(4)]
+    (root / 'val' / 'val_annotations.txt').write_text(''.join(rows))
+
+    subprocess.run(['bash', '-euc', commands], cwd=tmp_path, check=True)
+    from timm.data import create_dataset
+
+    train = create_dataset('', root=root, split='train')
+    validation = create_dataset('', root=root, split='validation')
+    assert [target for _, target in train] == [0, 0, 0, 1, 1, 1]
+    assert [target for _, target in validation] == [0, 0, 1, 1]
+    assert validation.filename(2, basename=True) == 'val_1.JPEG'
+
+
+@pytest.mark.parametrize('policy', ['rand-m10-inc1', 'rand-m0'])
+def test_no_operation_of_timms_policies_fails_at_its_end_of_the_scale(policy):
+    """At one end timm's posterize keeps 0 bits, which Pillow 13 refuses in mid-training and Pillow 12 does not."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    operations = rand_augment_transform(policy, {}).ops
+    assert any('Posterize' in operation.name for operation in operations)
+    for operation in operations:
+        operation.prob = 1.0
+        assert operation(image).size == (8, 8)
+
+
+def test_who_installs_the_package_gets_a_pillow_that_timm_can_posterize_with():
+    assert any(re.match(r'pillow\b.*<13\b', requirement) for requirement in requires('timm-molly'))
