@@ -88,29 +88,47 @@ def test_the_environment_switches_it_off(python, env):
 
 
 def test_registering_by_hand_works_where_autoload_is_off(python):
-    code = 'import timm_molly\ntimm_molly.register()\n' + ASK
-    assert python('-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'}).stdout == 'went on True\n'
+    code = 'import timm_molly\ntimm_molly.register()\ntimm_molly.register()\n' + ASK
+    code += 'import timm\nprint("models", timm.is_model("allconvnet"))\n'
+    done = python('-W', 'error::UserWarning:timm', '-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'})
+    assert (done.stdout, done.stderr) == ('went on True\nmodels True\n', '')
 
 
 @pytest.mark.parametrize(
-    'change',
+    ('change', 'lost'),
     [
-        lambda copy: (copy / 'plugin.py').write_text('def install(:'),
-        lambda copy: (copy / 'plugin.py').unlink(),
-        lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'),
-        lambda copy: (copy.parent / 'timm_molly' / '_autoload.py').write_text(
-            (copy / '_autoload.py').read_text().replace('loader = spec.loader', 'raise OSError("odd loader")')
+        (lambda copy: (copy / 'plugin.py').write_text('def install(:'), 'both'),
+        (lambda copy: (copy / 'plugin.py').unlink(), 'both'),
+        (lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'), 'both'),
+        (
+            lambda copy: (copy / '_autoload.py').write_text(
+                (copy / '_autoload.py').read_text().replace('loader = spec.loader', 'raise OSError("odd loader")')
+            ),
+            'both',
         ),
+        (lambda copy: (copy / 'models' / 'small.py').write_text('from timm.layers import gone'), 'models'),
     ],
-    ids=['syntax error', 'missing module', 'error at import', 'a loader that cannot be hooked'],
+    ids=['syntax error', 'missing module', 'error at import', 'a loader that cannot be hooked', 'models'],
 )
-def test_a_broken_install_lets_torch_and_timm_go_on_and_says_so_in_a_line(broken, change):
+def test_a_broken_install_lets_torch_and_timm_go_on_and_says_in_a_line_what_is_lost(broken, change, lost):
     done = broken(change)
     assert done.returncode == 0
-    assert done.stdout == 'went on False\n'
-    assert done.stderr.count('so --aa molly') == 1
-    assert done.stderr.count('\n') <= 2  # one of them for the models
-    assert 'timm-molly is installed but could not register, so --aa molly will not work (' in done.stderr
+    assert done.stdout == f'went on {lost == "models"}\n'
+    losses = ["timm does not know timm-molly's models"] + ['--aa molly will not work'] * (lost == 'both')
+    assert done.stderr.count('\n') == len(losses)
+    for loss in losses:
+        assert f'timm-molly is installed but could not register, so {loss} (' in done.stderr
+
+
+def test_registering_by_hand_says_which_timm_the_models_do_not_fit(broken):
+    done = broken(
+        lambda copy: (copy / 'models' / 'small.py').write_text('from timm.layers import gone'),
+        'import timm, timm_molly\ntimm_molly.register()',
+        TIMM_MOLLY_AUTOLOAD='0',
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith('ImportError: the networks of timm-molly do not fit timm ')
+    assert last.endswith('): update both (pip install -U timm-molly timm)')
 
 
 def test_without_timm_torch_goes_on_in_silence(broken):
@@ -124,11 +142,12 @@ def test_without_timm_torch_goes_on_in_silence(broken):
     )
 
 
-def make_timm(site, version, loader, data):
+def make_timm(site, version, loader, data, models=''):
     """A timm of another time, as far as the plugin looks at it."""
     package = site / 'timm'
     (package / 'data').mkdir(parents=True)
-    (package / '__init__.py').write_text('from .version import __version__\n')
+    (package / '__init__.py').write_text(f'from .version import __version__\n{models}')
+    (package / 'models.py').write_text('')
     (package / 'version.py').write_text(f'__version__ = {version!r}\n')
     (package / 'data' / '__init__.py').write_text(data)
     (package / 'data' / 'loader.py').write_text(loader)
@@ -143,10 +162,13 @@ OLD = 'def create_loader(dataset, is_training=False, no_aug=False, auto_augment=
 def test_beside_a_timm_that_is_too_old_only_molly_is_refused(broken):
     code = 'import torch\nfrom timm.data import create_loader\nprint(create_loader(0, True, auto_augment="rand-m9"))\n'
     done = broken(
-        lambda copy: make_timm(copy.parent, '0.4.12', OLD, 'from .loader import create_loader\n'),
+        lambda copy: make_timm(
+            copy.parent, '0.4.12', OLD, 'from .loader import create_loader\n', 'from . import models\n'
+        ),
         code + 'create_loader(0, True, auto_augment="molly")',
     )
     assert done.stdout == 'rand-m9\n'
+    assert 'could not register' not in done.stderr
     assert done.stderr.splitlines()[-1] == (
         'ImportError: --aa molly needs timm 1.0.15 or newer, found 0.4.12: pip install -U timm'
     )

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from timm_molly import models
 
-# With 10 classes. Published: DenseNet-BC-100-12 0.8 M (its README); the others are those of the authors' code.
+# With 10 classes. Published: DenseNet-BC-100-12 0.8 M; the others are counted off the authors' code (their DenseNet class
+# with the arguments of BC, which they do not use).
 PARAMETERS = {
     'allconvnet': 1_409_674,
     'densenet_bc_40_12': 176_122,
@@ -207,6 +208,32 @@ def test_compiled_it_is_one_graph_and_does_the_same(name):
 
 
 @pytest.mark.parametrize('name', KINDS)
+def test_weights_are_drawn_as_in_the_published_code(name):
+    """PyTorch's own draws for PreActResNet, He's normal ones over the outputs of a filter for the others."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    conv = max((m for m in model.modules() if isinstance(m, torch.nn.Conv2d)), key=lambda m: m.weight.numel())
+    area = conv.kernel_size[0] ** 2
+    if name.startswith('preact'):
+        bound = (area * conv.in_channels) ** -0.5
+        assert conv.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    else:
+        assert conv.weight.std().item() == pytest.approx((2 / (area * conv.out_channels)) ** 0.5, rel=0.03)
+        assert conv.weight.abs().max() > 3 * conv.weight.std()
+    assert model.get_classifier().bias.any() == name.startswith('preact')
+
+
+def test_allconvnet_drops_features_after_each_pooling():
+    model = timm.create_model('allconvnet').train()
+    with torch.no_grad():
+        stages = [stage[:2] for stage in model.stages[1:]]
+        for pool_and_drop in stages:
+            kept = pool_and_drop(torch.ones(1, 1, 200, 200)) > 0
+            assert kept.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize('name', KINDS)
 def test_it_learns(name):
     """A few steps at a small learning rate lower the loss on one batch, with gradients for every parameter."""
     torch.manual_seed(0)
@@ -264,13 +291,15 @@ def test_create_model_knows_the_names_from_importing_timm_on(python):
     assert (done.stdout, done.stderr) == ('100\n', '')
 
 
-def test_where_autoload_is_off_timm_does_not_know_the_names_until_they_are_registered(python):
+def test_where_autoload_is_off_timm_does_not_know_the_names_but_our_own_commands_do(python):
     code = (
-        'import timm, timm_molly\n'
+        'import timm\n'
         'try: timm.create_model("allconvnet")\n'
         'except RuntimeError as error: print(error)\n'
-        'timm_molly.register(); timm_molly.register()\n'
-        'print(timm.create_model("allconvnet").num_classes)\n'
+        'from timm_molly.cli import main\n'
+        'main(["validate", "--data-dir", ".", "--model", "allconvnet", "--device", "cpu"])\n'
+        'print(timm.is_model("allconvnet"))\n'
     )
-    done = python('-W', 'error::UserWarning:timm', '-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'})
-    assert (done.stdout, done.stderr) == ('Unknown model (allconvnet)\n10\n', '')
+    done = python('-c', code, env={'TIMM_MOLLY_AUTOLOAD': '0'})
+    assert done.stdout == 'Unknown model (allconvnet)\nTrue\n'
+    assert 'Unknown model' not in done.stderr

@@ -5,7 +5,6 @@ So it imports nothing that torch has not imported, and only arranges for functio
 (wrapt has such an import hook too, but importing it takes longer than everything here.)
 """
 
-import importlib
 import importlib.util
 import logging
 import os
@@ -20,16 +19,15 @@ def autoload() -> None:
     if os.environ.get('TIMM_MOLLY_AUTOLOAD') == '0':
         return
     for name in ACTIONS.keys() & sys.modules.keys():
-        act(name)
+        _act(sys.modules[name])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def act(name: str) -> None:
-    """Do what is to be done once timm's module `name` has been imported; what goes wrong is logged."""
-    action, loss = ACTIONS[name]
+def _act(module: ModuleType) -> None:
+    action, loss = ACTIONS[module.__name__]
     try:
-        action(sys.modules[name])
+        action(module)
     except Exception as error:
         _warn(loss, error)
 
@@ -41,7 +39,9 @@ def _install(timm_data: ModuleType) -> None:
 
 
 def _add_models(timm_models: ModuleType) -> None:
-    importlib.import_module('timm_molly.models')
+    from timm_molly.plugin import add_models
+
+    add_models()
 
 
 ACTIONS = {
@@ -77,7 +77,7 @@ class _Finder:
             def execute_and_act(module: ModuleType) -> None:
                 execute(module)
                 if module.__name__ == name:  # a zip file's loader is shared by all that is in it
-                    act(name)
+                    _act(module)
 
             loader.exec_module = execute_and_act  # type: ignore[union-attr, method-assign]
         except Exception as error:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from timm_molly._autoload import act
 from timm_molly.config import MollyConfig, split_aa
 
 MIN_TIMM = (1, 0, 15)
@@ -35,10 +34,10 @@ def register() -> None:
     `from timm.data import create_loader` where it is switched off.
 
     Raises:
-        ImportError: timm is missing, or has no `create_loader` where this version looks for it.
+        ImportError: timm is missing, or has changed too much for this version.
     """
     install(_import_timm_data())
-    act('timm.models')
+    add_models()
 
 
 def unregister() -> None:
@@ -64,6 +63,19 @@ def install(timm_data: ModuleType) -> None:
             f'timm {_timm_version()} has no timm.data.create_loader, which --aa molly needs: '
             f'update timm-molly (pip install -U timm-molly)'
         )
+
+
+def add_models() -> None:
+    """Add the networks of `timm_molly.models` to timm's registry, but to no timm older than is supported."""
+    if _too_old():
+        return
+    try:
+        importlib.import_module('timm_molly.models')
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f'the networks of timm-molly do not fit timm {_timm_version()} ({error}): '
+            f'update both (pip install -U timm-molly timm)'
+        ) from error
 
 
 def _places(timm_data: ModuleType) -> list[tuple[ModuleType, str]]:
@@ -194,9 +206,12 @@ def _timm_version() -> str:
     return str(importlib.import_module('timm.version').__version__)
 
 
+def _too_old() -> bool:
+    release = re.match(r'\d+(\.\d+)*', _timm_version())
+    return release is not None and tuple(map(int, release[0].split('.'))) < MIN_TIMM
+
+
 def _check_timm() -> None:
-    version = _timm_version()
-    release = re.match(r'\d+(\.\d+)*', version)
-    if release and tuple(map(int, release[0].split('.'))) < MIN_TIMM:
+    if _too_old():
         needed = '.'.join(map(str, MIN_TIMM))
-        raise ImportError(f'--aa molly needs timm {needed} or newer, found {version}: pip install -U timm')
+        raise ImportError(f'--aa molly needs timm {needed} or newer, found {_timm_version()}: pip install -U timm')

@@ -165,4 +165,5 @@ def preactresnet101(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
 @register_model
 def wide_resnet40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """Wide ResNet 40-2 for small images."""
-    return create(WideResNet, 'wide_resnet40_2', pretrained, num_maps=4, **dict(depth=40, widen_factor=2, **kwargs))
+    net = dict(depth=40, widen_factor=2)
+    return create(WideResNet, 'wide_resnet40_2', pretrained, num_maps=4, **dict(net, **kwargs))

@@ -82,7 +82,7 @@ class SmallNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Tell timm which parameters lie at which depth, for layer-wise learning rates."""
+        """Tell timm which parameters lie at which depth, for layer-wise learning rates: stem, each stage, head."""
         return {'stem': r'^stem', 'blocks': r'^stages\.(\d+)'}
 
     @torch.jit.ignore

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_molly.plugin import add_models
+
 # PyTorch's own switches, which torch.load obeys whatever its caller asks for.
 _FORCE_SAFE, _FORCE_UNSAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
@@ -73,6 +75,7 @@ def load_model(args: argparse.Namespace) -> Subject:
     import timm
     from timm.data import resolve_data_config
 
+    add_models()  # also where autoload is off
     if args.checkpoint is not None and args.pretrained:
         raise ValueError('--pretrained and --checkpoint both name weights; leave one out')
     if args.use_ema and args.checkpoint is None:
