@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from timm_molly import models
 
-# With 10 classes. Published: DenseNet-BC-100-12 0.8 M; the others are counted off the authors' code (their DenseNet class
-# with the arguments of BC, which they do not use).
+# With 10 classes. Published: DenseNet-BC-100-12 0.8 M. The others are counted off the authors' code, its DenseNet class
+# with the arguments of BC.
 PARAMETERS = {
     'allconvnet': 1_409_674,
     'densenet_bc_40_12': 176_122,
