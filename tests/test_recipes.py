@@ -213,6 +213,12 @@ def test_its_numbers_are_those_of_its_base(name):
         args.reprob,
         '+'.join(part for part in args.aa.split('+') if not part.startswith('molly')),
     ) == PUBLISHED[name]
+    model = name.partition('_')[2].removesuffix('_randaugment').removesuffix('_augmix')
+    assert (args.model, args.opt) == {
+        'resnet50_jsd': ('resnet50', 'sgd'),
+        'deit_small': ('deit_small_patch16_224', 'adamw'),
+        'convnext_tiny': ('convnext_tiny.fb_in22k' if args.pretrained else 'convnext_tiny', 'adamw'),
+    }.get(model, ('resnet50', 'lamb'))
     assert args.sched == 'cosine'
     assert args.smoothing == 0
     assert args.bce_target_thresh is None
