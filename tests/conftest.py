@@ -11,6 +11,8 @@ from PIL import Image
 os.environ.pop('TIMM_MOLLY_AUTOLOAD', None)
 os.environ.pop('TORCH_DEVICE_BACKEND_AUTOLOAD', None)
 os.environ['HF_HUB_OFFLINE'] = '1'
+if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 CLASSES = ('circles', 'dots', 'stripes')
 

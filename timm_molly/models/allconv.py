@@ -22,19 +22,11 @@ class AllConvNet(SmallNet):
     convolutions by a pixel and pools off the centre; these do not.
 
     Args:
-        num_classes: Number of logits.
         in_chans: Number of channels of the images.
-        global_pool: timm's pooling type.
-        drop_rate: Dropout probability before the classifier.
+        head: `num_classes`, `global_pool` and `drop_rate` of `SmallNet`.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, in_chans: int = 3, **head: Any) -> None:
         conv = partial(ConvNormAct, kernel_size=3, bias=True, act_layer='quick_gelu')
         stages = [
             nn.Sequential(conv(96, 96), conv(96, 96)),
@@ -49,7 +41,7 @@ class AllConvNet(SmallNet):
         ]
         widths = (96, 96, 192, 192)
         stem = nn.Sequential(conv(in_chans, 96))
-        super().__init__(stem, stages, nn.Identity(), widths, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, nn.Identity(), widths, in_chans, **head)
         init_weights(self)
 
 

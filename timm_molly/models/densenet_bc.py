@@ -20,21 +20,11 @@ class DenseNetBC(SmallNet):
     Args:
         depth: Number of layers, 6 n + 4.
         growth_rate: Channels that a layer adds, k in the paper.
-        num_classes: Number of logits.
         in_chans: Number of channels of the images.
-        global_pool: timm's pooling type.
-        drop_rate: Dropout probability before the classifier.
+        head: `num_classes`, `global_pool` and `drop_rate` of `SmallNet`.
     """
 
-    def __init__(
-        self,
-        depth: int,
-        growth_rate: int,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, depth: int, growth_rate: int, in_chans: int = 3, **head: Any) -> None:
         num_layers = (depth - 4) // 6
         widths = [2 * growth_rate]
         stages: list[nn.Module] = []
@@ -44,7 +34,7 @@ class DenseNetBC(SmallNet):
             stages.append(block if i == 0 else nn.Sequential(DenseTransition(widths[-1], width), block))
             widths.append(width + num_layers * growth_rate)
         stem, norm = conv_stem(in_chans, widths[0]), BatchNormAct2d(widths[-1])
-        super().__init__(stem, stages, norm, widths, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, widths, in_chans, **head)
         init_weights(self)
 
 

@@ -79,29 +79,25 @@ class PreActResNet(SmallNet):
     Args:
         layers: Number of blocks in each of the four stages.
         bottleneck: Three convolutions a block and four times the channels, in place of two.
-        num_classes: Number of logits.
         in_chans: Number of channels of the images.
-        global_pool: timm's pooling type.
-        drop_rate: Dropout probability before the classifier.
         drop_path_rate: Largest probability of leaving out a block (stochastic depth); it grows with depth from 0.
+        head: `num_classes`, `global_pool` and `drop_rate` of `SmallNet`.
     """
 
     def __init__(
         self,
         layers: Sequence[int],
         bottleneck: bool,
-        num_classes: int = 10,
         in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ) -> None:
         expansion = 4 if bottleneck else 1
         widths = [64] + [width * expansion for width in (64, 128, 256, 512)]
         block = PreActBottleneck if bottleneck else PreActBasic
         stages = _stages(block, layers, widths, 1 / expansion, drop_path_rate)
         stem = conv_stem(in_chans, widths[0])
-        super().__init__(stem, stages, nn.Identity(), widths, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, nn.Identity(), widths, in_chans, **head)
 
 
 class WideResNet(SmallNet):
@@ -110,27 +106,23 @@ class WideResNet(SmallNet):
     Args:
         depth: Number of layers, 6 n + 4.
         widen_factor: Channels of the stages in multiples of 16, 32 and 64.
-        num_classes: Number of logits.
         in_chans: Number of channels of the images.
-        global_pool: timm's pooling type.
-        drop_rate: Dropout probability before the classifier.
         drop_path_rate: Largest probability of leaving out a block (stochastic depth); it grows with depth from 0.
+        head: `num_classes`, `global_pool` and `drop_rate` of `SmallNet`.
     """
 
     def __init__(
         self,
         depth: int,
         widen_factor: int,
-        num_classes: int = 10,
         in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ) -> None:
         widths = [16] + [width * widen_factor for width in (16, 32, 64)]
         stages = _stages(resnetv2.PreActBasic, [(depth - 4) // 6] * 3, widths, 1.0, drop_path_rate)
         stem, norm = conv_stem(in_chans, widths[0]), BatchNormAct2d(widths[-1])
-        super().__init__(stem, stages, norm, widths, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, widths, in_chans, **head)
         init_weights(self)
 
 

@@ -19,22 +19,18 @@ class ResNeXt29(SmallNet):
     Args:
         cardinality: Number of groups of the 3x3 convolutions.
         base_width: Channels of a group in the first stage.
-        num_classes: Number of logits.
         in_chans: Number of channels of the images.
-        global_pool: timm's pooling type.
-        drop_rate: Dropout probability before the classifier.
         drop_path_rate: Largest probability of leaving out a block (stochastic depth); it grows with depth from 0.
+        head: `num_classes`, `global_pool` and `drop_rate` of `SmallNet`.
     """
 
     def __init__(
         self,
         cardinality: int,
         base_width: int,
-        num_classes: int = 10,
         in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ) -> None:
         channels = (64, 128, 256)
         stages, _ = make_blocks(
@@ -52,10 +48,8 @@ class ResNeXt29(SmallNet):
             [stage for _, stage in stages],
             nn.Identity(),
             (64, *(width * Bottleneck.expansion for width in channels)),
-            num_classes,
             in_chans,
-            global_pool,
-            drop_rate,
+            **head,
         )
         init_weights(self)
 

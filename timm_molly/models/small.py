@@ -48,8 +48,8 @@ class SmallNet(nn.Module):
         stages: Stage i takes `widths[i]` channels to `widths[i + 1]`, at 1 / 2**i of the full size.
         norm: Comes after the stages; features are taken before it.
         widths: Number of channels after the stem and each stage.
-        num_classes: Number of logits; 0 for pooled features in their place.
         in_chans: Number of channels of the images.
+        num_classes: Number of logits; 0 for pooled features in their place.
         global_pool: `'avg'`, another of timm's pooling types, or `''` for none.
         drop_rate: Dropout probability before the classifier.
     """
@@ -60,10 +60,10 @@ class SmallNet(nn.Module):
         stages: Iterable[nn.Module],
         norm: nn.Module,
         widths: Sequence[int],
-        num_classes: int,
-        in_chans: int,
-        global_pool: str,
-        drop_rate: float,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
