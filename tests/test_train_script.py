@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import warm
 from timm.models._hub import save_for_hf
 
 HERE = Path(__file__).parent
@@ -54,7 +55,10 @@ MIXED_CASES = {
 
 @functools.cache
 def usage() -> str:
-    done = subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True, timeout=120)
+    if SCRIPT == STAND_IN:
+        done = warm.run_script(SCRIPT, '--help')
+    else:
+        done = subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,7 +85,9 @@ def train(image_folder, tmp_path, python):
         record = tmp_path / 'record.json'
         record.unlink(missing_ok=True)
         options = arguments(image_folder, tmp_path / 'output', options)
-        done = python(HERE / 'spy.py', record, SCRIPT, *options)
+        compiled = '--torchcompile' in options  # whose own worker processes need a process of its own
+        run_script = warm.run_script if SCRIPT == STAND_IN and not compiled else python
+        done = run_script(HERE / 'spy.py', record, SCRIPT, *options)
         log = done.stdout + done.stderr
         if done.returncode and SCRIPT != STAND_IN and python(SCRIPT, *without_molly(options)).returncode:
             pytest.skip(f'this train script fails on the CPU without molly too: {log.strip().splitlines()[-1]}')
@@ -235,7 +241,8 @@ def test_the_environment_switches_it_off(image_folder, tmp_path, python):
     ],
 )
 def test_what_cannot_work_is_refused_before_training(options, words, image_folder, tmp_path, python):
-    done = python(SCRIPT, *arguments(image_folder, tmp_path, options))
+    run_script = warm.run_script if SCRIPT == STAND_IN else python
+    done = run_script(SCRIPT, *arguments(image_folder, tmp_path, options))
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('ValueError: ')
