@@ -170,6 +170,7 @@ def parse(name, words):
         STAND_IN.set_defaults(**STAND_IN_DEFAULTS)
 
 
+# Those of the bases, but for the small steps of finetune_convnext_tiny.
 # images a step, epochs, learning rate, weight decay, warm-up, last rate, drop path, mixup, cutmix, erasing, policy
 PUBLISHED = {
     'imagenet_resnet50_a1': (2048, 600, 5e-3, 0.01, (5, 1e-4), 1e-6, 0.05, 0.2, 1.0, 0, 'rand-m7-mstd0.5-inc1'),

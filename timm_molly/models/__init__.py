@@ -1,4 +1,4 @@
-"""Networks for CIFAR and TinyImageNet, as the literature on corruptions trains them, in timm's registry.
+"""Networks for images as small as those of CIFAR and TinyImageNet, in timm's registry.
 
 `timm.create_model` knows their names once timm-molly is registered. A tag says for which data they are made, with its
 number of classes, image size, mean and standard deviation: `preactresnet50.cifar10` (what `preactresnet50` alone
