@@ -4,9 +4,11 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -664,6 +666,27 @@ def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys
     monkeypatch.setattr(C, 'corrupt_pixels', die)
     arguments = [*flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path]
     refused(capsys, *arguments, words='a worker process died, of too little memory? Try a smaller -j')
+
+
+def test_a_worker_whose_death_is_signalled_late_is_named_without_a_traceback(flags, tmp_path, capsys, monkeypatch):
+    """The pipe breaks first, and PyTorch's handler of the signal raises wherever the program is by then."""
+
+    def breaks(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        raise ConnectionResetError('the pipe is broken')
+        yield
+
+    def signalled(*_):
+        raise RuntimeError('DataLoader worker (pid 1) exited unexpectedly')
+
+    monkeypatch.setattr(measure_module, '_measure', breaks)
+    before = signal.signal(signal.SIGALRM, signalled)
+    try:
+        refused(capsys, *flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path, words='a worker process died')
+        time.sleep(0.5)  # nothing is left to come
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_too_little_memory_of_the_device_is_named(flags, tmp_path, capsys, monkeypatch):

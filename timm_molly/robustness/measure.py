@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -114,8 +115,13 @@ def measure(args: argparse.Namespace, output: Path, subject: Subject, cells: Seq
             # On the cores that the workers leave: threads that wait for one that has none stop the whole.
             torch.set_num_threads(max(1, threads - args.workers))
             try:
-                for cell, result in _measure(args, subject, todo, progress):
-                    write_text(paths[cell.key], json.dumps(result, indent=1))
+                try:
+                    for cell, result in _measure(args, subject, todo, progress):
+                        write_text(paths[cell.key], json.dumps(result, indent=1))
+                except (ConnectionError, EOFError):
+                    # The signal of a worker's death comes later than its broken pipe: let it come here.
+                    time.sleep(1 if args.workers else 0)
+                    raise
             except (RuntimeError, ConnectionError, EOFError) as error:
                 # PyTorch raises it wherever the program is when a worker dies.
                 if args.workers and (not isinstance(error, RuntimeError) or 'DataLoader worker' in str(error)):
