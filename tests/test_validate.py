@@ -26,7 +26,8 @@ from timm_molly.robustness import measure as measure_module
 from timm_molly.robustness import report as R
 from timm_molly.robustness import validate as V
 from timm_molly.robustness.benchmark import TEMPERATURES
-from timm_molly.robustness.model import Subject, _read_checkpoint
+from timm_molly.robustness.model import Subject
+from timm_molly.weights import read_checkpoint
 
 BRIGHT = 1.3
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -505,7 +506,7 @@ def test_bytes_that_are_no_checkpoint_are_a_value_error(content):
         path = Path(folder) / 'c.pth'
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r'c\.pth'):
-            _read_checkpoint(path, use_ema=False, trust=False)
+            read_checkpoint(path, use_ema=False)
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5, 0.9, 0.999])

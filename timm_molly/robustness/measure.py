@@ -21,7 +21,8 @@ from timm_molly.robustness import benchmark, report
 from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell, Loader
 from timm_molly.robustness.metrics import METRICS, CellMetrics
-from timm_molly.robustness.model import Subject, one_line
+from timm_molly.robustness.model import Subject
+from timm_molly.weights import one_line
 
 Results = dict[tuple[str, float], dict[str, Any]]
 

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
-import os
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from timm_molly.plugin import add_models
-
-# PyTorch's own switches, which torch.load obeys whatever its caller asks for.
-_FORCE_SAFE, _FORCE_UNSAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+from timm_molly.weights import create_model, fingerprint, load_weights, one_line, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,6 @@ def load_model(args: argparse.Namespace) -> Subject:
     Raises:
         ValueError: The name, the flags or the checkpoint will not do.
     """
-    import timm
     from timm.data import resolve_data_config
 
     add_models()  # also where autoload is off
@@ -86,26 +77,19 @@ def load_model(args: argparse.Namespace) -> Subject:
     if in_chans not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, got --input-size {" ".join(map(str, args.input_size))}')
     kwargs = _model_kwargs(args.model_kwargs)
-    with _without_pickled_code(args.trust_pickle):
-        try:
-            model = timm.create_model(
-                args.model,
-                pretrained=args.checkpoint is None,
-                num_classes=args.num_classes,
-                in_chans=in_chans,
-                **kwargs,
-            )
-        except Exception as error:  # timm, the Hub's client and the loaders raise all sorts
-            if 'weights_only' in str(error) or isinstance(error, pickle.UnpicklingError):
-                raise _needs_code(args.model) from None
-            raise ValueError(f'timm cannot create {args.model!r}: {one_line(error)}') from None
+    model = create_model(
+        args.model,
+        trust=args.trust_pickle,
+        pretrained=args.checkpoint is None,
+        num_classes=args.num_classes,
+        in_chans=in_chans,
+        **kwargs,
+    )
     aa = None
     if args.checkpoint is not None:
-        state, aa = _read_checkpoint(args.checkpoint, args.use_ema, args.trust_pickle)
-        try:
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f'{args.checkpoint} does not fit {args.model}: {one_line(error)}') from None
+        checkpoint = read_checkpoint(args.checkpoint, args.use_ema, args.trust_pickle)
+        load_weights(model, checkpoint.state, args.model, args.checkpoint)
+        aa = checkpoint.settings.get('aa')
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         model = model.to(device).eval()
@@ -118,17 +102,14 @@ def load_model(args: argparse.Namespace) -> Subject:
         raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
     data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
     _try(model, args.model, data_config['input_size'], device)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     record = {
         'name': args.model,
         'checkpoint': '/'.join(args.checkpoint.resolve().parts[-2:]) if args.checkpoint else None,
         'ema': args.use_ema,
-        'aa': aa,
+        'aa': aa if isinstance(aa, str) else None,
         'parameters': sum(p.numel() for p in model.parameters()),
         'num_classes': model.num_classes,
-        'sha256': digest.hexdigest(),
+        'sha256': fingerprint(model),
         'input_size': list(data_config['input_size']),
         'mean': list(data_config['mean']),
         'std': list(data_config['std']),
@@ -138,7 +119,7 @@ def load_model(args: argparse.Namespace) -> Subject:
         'device': device.type,
         'amp': args.amp_dtype if args.amp else None,
     }
-    return Subject(model, data_config, aa, record)
+    return Subject(model, data_config, record['aa'], record)
 
 
 @torch.inference_mode()
@@ -167,65 +148,3 @@ def _model_kwargs(pairs: list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             kwargs[key] = value
     return kwargs
-
-
-def _read_checkpoint(path: Path, use_ema: bool, trust: bool) -> tuple[dict[str, Any], str | None]:
-    """Read weights, and the --aa that train.py noted beside them."""
-    from timm.models import clean_state_dict
-
-    if path.suffix == '.safetensors':
-        import safetensors.torch
-
-        try:
-            checkpoint: Any = safetensors.torch.load_file(path)
-        except Exception as error:  # SafetensorError is no ValueError
-            raise ValueError(f'{path} is not a safetensors file that can be read: {error}') from None
-    else:
-        try:
-            with _without_pickled_code(trust):
-                checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
-        except Exception as error:  # the unpickler raises all sorts on damaged files
-            if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
-                raise _needs_code(path) from None
-            raise ValueError(f'{path} is not a checkpoint that can be read: {one_line(error)}') from None
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds no weights by name')
-    keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
-    state = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
-    if state is None:
-        if use_ema:
-            raise ValueError(f'{path} has no EMA weights; leave --use-ema out')
-        state = checkpoint
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f'{path} holds no weights by name')
-    aa = getattr(checkpoint.get('args'), 'aa', None)
-    return clean_state_dict(state), aa if isinstance(aa, str) else None
-
-
-@contextmanager
-def _without_pickled_code(trust: bool) -> Iterator[None]:
-    """Let torch.load take tensors and the plain argparse.Namespace of train.py only, whoever calls it."""
-    if trust:
-        yield
-        return
-    before = {name: os.environ.pop(name, None) for name in (_FORCE_SAFE, _FORCE_UNSAFE)}
-    os.environ[_FORCE_SAFE] = '1'
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            yield
-    finally:
-        del os.environ[_FORCE_SAFE]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def _needs_code(what: object) -> ValueError:
-    return ValueError(
-        f'{what} needs pickled code to load, which could do anything on your machine; '
-        'if you trust whoever made it, add --trust-pickle'
-    )
-
-
-def one_line(error: Exception) -> str:
-    """Shorten an error of another library to what fits into a line."""
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text if len(text) < 400 else f'{text[:400]} ...'
