@@ -11,7 +11,7 @@ from pathlib import Path
 from timm_molly import __version__
 from timm_molly.robustness.flags import add_arguments, add_benchmark_arguments
 
-COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare')
+COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'push', 'card', 'models')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,12 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from timm_molly.robustness.report import compare_files
 
             compare_files(args.reports, args.output)
+        elif args.command == 'push':
+            from timm_molly.hub.push import push
+
+            push(args)
+        elif args.command == 'card':
+            from timm_molly.hub.make import make_again
+
+            for folder in args.folders:
+                print(f'{folder}: {", ".join(make_again(folder, args.overwrite_card)) or "nothing"} changed')
+        elif args.command == 'models':
+            from timm_molly.hub.make import table
+
+            print(table(args.folder))
         else:
             from timm_molly.demo import demo
 
             demo(args.data_dir, args.output, args.aa, args.img_size, args.epochs, args.seed)
     except KeyboardInterrupt:
-        if args.command not in ('validate', 'fit'):
+        if args.command not in ('validate', 'fit', 'push'):
             raise
         print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
         return 130
@@ -145,6 +158,54 @@ def _parser() -> argparse.ArgumentParser:
         default=Path('output/compare'),
         help='where table and picture go (default: %(default)s)',
     )
+
+    command = commands.add_parser(
+        'push',
+        help='bring a trained model to the Hugging Face Hub',
+        description="Write a folder with a run's weights, config, card and figures, and push it to the Hugging Face "
+        "Hub in one commit. Plain timm loads it from there: timm.create_model('hf-hub:OWNER/NAME', pretrained=True).",
+    )
+    command.add_argument(
+        'run',
+        metavar='RUN',
+        type=Path,
+        help="folder of train.py's with args.yaml and model_best.pth.tar, a checkpoint, or a folder of --dry-run",
+    )
+    command.add_argument('--repo-id', metavar='OWNER/NAME', required=True, help='created if it is not there yet')
+    command.add_argument('--model', '-m', metavar='NAME', help="timm's name, for a checkpoint that does not say it")
+    command.add_argument('--no-ema', action='store_true', help='not the EMA weights, though there are some')
+    command.add_argument(
+        '--report', metavar='FILE', type=Path, help='report.json of timm-molly validate, or its folder'
+    )
+    command.add_argument('--license', metavar='NAME', help='of the weights, such as apache-2.0 (default: not said)')
+    command.add_argument(
+        '--dataset-id', metavar='ID', help="the training data's name on the Hub, for metadata (default: of hfds/ID)"
+    )
+    command.add_argument('--private', action='store_true', help='refuse where it would be public')
+    command.add_argument('--revision', metavar='BRANCH', help='(default: main)')
+    command.add_argument('--create-pr', action='store_true', help='open a pull request')
+    command.add_argument('--token', help='(default: of `hf auth login`, or HF_TOKEN)')
+    command.add_argument('--overwrite-card', action='store_true', help='also where it was edited by hand on the Hub')
+    command.add_argument('--dry-run', action='store_true', help='write the folder and stop before the network')
+    command.add_argument('-o', '--output', metavar='DIR', type=Path, help='for --dry-run (default: output/push/NAME)')
+
+    command = commands.add_parser(
+        'card',
+        help='write the card of a pushed folder again',
+        description='Write config, card, figures and evaluation results of folders for the Hub again, from their '
+        'weights, args.yaml and report.json.',
+    )
+    command.add_argument(
+        'folders', metavar='DIR', nargs='+', type=Path, help='as timm-molly push --dry-run writes them'
+    )
+    command.add_argument('--overwrite-card', action='store_true', help='also where it was edited by hand')
+
+    command = commands.add_parser(
+        'models',
+        help='list published models with their figures',
+        description='List the models in the folders of a folder, with error and calibration, clean and corrupted.',
+    )
+    command.add_argument('folder', metavar='DIR', nargs='?', type=Path, default=Path('hub_cards'), help='(%(default)s)')
     return parser
 
 

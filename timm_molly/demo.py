@@ -24,6 +24,20 @@ METRICS = ('error', 'NLL', 'ECE')
 MODEL = 'test_resnet'
 MEAN = STD = (0.5, 0.5, 0.5)
 
+# What both trainings have in common, by the names of train.py.
+SETTINGS: dict[str, Any] = {
+    'model': MODEL,
+    'batch_size': 64,
+    'opt': 'adamw',
+    'lr': 2e-3,
+    'weight_decay': 0.05,
+    'scale': [0.7, 1.0],
+    'mean': list(MEAN),
+    'std': list(STD),
+    'crop_pct': 1.0,
+    'interpolation': 'bilinear',
+}
+
 # Metrics by name of the training and of the condition: 'clean', 'noise 0.1' ... 'blur 0.5'.
 Results = dict[str, dict[str, dict[str, float]]]
 
@@ -101,10 +115,25 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     images = [Path(validation_set.filename(i, absolute=True)) for i in (0, len(validation_set) // 2)]
     preview.preview(images, aa, output / 'preview.png', img_size, num_classes, MEAN, STD)
 
-    reports = [_report(model, root, output / name.replace(' ', '-'), img_size) for name, model in models.items()]
+    settings = {
+        'data_dir': str(root),
+        'train_split': 'train',
+        'val_split': 'validation',
+        'img_size': img_size,
+        'epochs': epochs,
+        'seed': seed,
+        'hflip': 0.0 if digits else 0.5,
+    }
+    folders = [output / name.replace(' ', '-') for name in models]
+    for folder, model, variant in zip(folders, models.values(), variants.values(), strict=True):
+        _save(model, folder, {**SETTINGS, **settings, 'num_classes': num_classes, 'aa': variant})
+    reports = [_report(model, root, folder, img_size) for folder, model in zip(folders, models.values(), strict=True)]
     print(f'\n{report.compare_table(reports, list(models))}\n')
     preview.save_figure(figures.comparison(reports, list(models)), output / 'corrupted.png')
-    print(f'wrote mollified.png, preview.png, corrupted.png and a report for each model to {output}')
+    print(
+        f'wrote mollified.png, preview.png, corrupted.png and a report for each model to {output}\n'
+        f'share the second: timm-molly push {folders[1]} --report {folders[1]} --repo-id OWNER/NAME'
+    )
 
 
 def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], Any]) -> nn.Module:
@@ -113,8 +142,8 @@ def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], An
     from timm.optim import create_optimizer_v2
 
     model: nn.Module = timm.create_model(MODEL, num_classes=num_classes)
-    optimizer = create_optimizer_v2(model, 'adamw', lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * len(loader), pct_start=0.1)
+    optimizer = create_optimizer_v2(model, SETTINGS['opt'], lr=SETTINGS['lr'], weight_decay=SETTINGS['weight_decay'])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, SETTINGS['lr'], epochs * len(loader), pct_start=0.1)
     criterion = nn.CrossEntropyLoss()
     model.train()
     for _ in range(epochs):
@@ -127,15 +156,21 @@ def train(loader: Any, num_classes: int, epochs: int, step_done: Callable[[], An
     return model
 
 
-def _report(model: nn.Module, root: Path, output: Path, img_size: int) -> dict[str, Any]:
-    """Save a model and measure it as `timm-molly validate` does from there."""
+def _save(model: nn.Module, output: Path, settings: dict[str, Any]) -> None:
+    """Save a model and its settings as `timm-molly push` takes them."""
+    import yaml
     from safetensors.torch import save_file
-
-    from timm_molly.robustness import flags, validate
 
     shutil.rmtree(output, ignore_errors=True)  # a report of an earlier training
     output.mkdir()
     save_file(model.state_dict(), output / 'model.safetensors')
+    (output / 'args.yaml').write_text(yaml.safe_dump(settings), encoding='utf-8')
+
+
+def _report(model: nn.Module, root: Path, output: Path, img_size: int) -> dict[str, Any]:
+    """Measure a saved model as `timm-molly validate` does."""
+    from timm_molly.robustness import flags, validate
+
     arguments = [
         *('--data-dir', str(root), '--model', MODEL, '--num-classes', str(model.num_classes)),
         *('--img-size', str(img_size), '--crop-pct', '1.0', '--mean', *map(str, MEAN), '--std', *map(str, STD)),
@@ -252,12 +287,13 @@ def _loader(dataset: Any, img_size: int, aa: str | None, digits: bool, training:
     return create_loader(
         dataset,
         input_size=(3, img_size, img_size),
-        batch_size=min(64, len(dataset)),
+        batch_size=min(SETTINGS['batch_size'], len(dataset)),
         is_training=training,
         auto_augment=aa,
-        scale=(0.7, 1.0),
+        scale=SETTINGS['scale'],
         hflip=0.0 if digits else 0.5,  # a mirrored digit is no digit
-        crop_pct=1.0,
+        interpolation=SETTINGS['interpolation'],
+        crop_pct=SETTINGS['crop_pct'],
         mean=MEAN,
         std=STD,
         num_workers=2,

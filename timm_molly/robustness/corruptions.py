@@ -28,17 +28,11 @@ try:
 except ImportError as error:
     raise ImportError(f'corruptions need {error.name}: pip install "timm-molly[robustness]" ({error})') from None
 
-Pixels = NDArray[Any]  # float (H, W, 3) in [0, 1]
+from timm_molly.robustness.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
 
-GROUPS = {
-    'noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
-    'blur': ('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
-    'weather': ('snow', 'frost', 'fog', 'brightness'),
-    'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
-}
-COMMON = tuple(name for group in GROUPS.values() for name in group)
-HELD_OUT = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
-SEVERITIES = (1, 2, 3, 4, 5)
+__all__ = ['COMMON', 'GROUPS', 'HELD_OUT', 'SEVERITIES', 'TABLES', 'check_size', 'corrupt', 'table_for', 'warm_up']
+
+Pixels = NDArray[Any]  # float (H, W, 3) in [0, 1]
 
 # Arguments of the functions below, by table and corruption, one tuple a severity.
 TABLES: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {

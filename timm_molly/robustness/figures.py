@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from timm_molly.preview import save_figure as save
-from timm_molly.robustness.corruptions import GROUPS, HELD_OUT
 from timm_molly.robustness.metrics import BINS
+from timm_molly.robustness.names import GROUPS, HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

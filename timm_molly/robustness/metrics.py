@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 METRICS = ('error', 'nll', 'brier', 'ece', 'confidence')
 BINS = 15
@@ -55,6 +54,8 @@ class CellMetrics:
     """
 
     def __init__(self) -> None:
+        from torchmetrics import MeanMetric  # here, because a reader of reports needs no torchmetrics
+
         self.means = {name: MeanMetric(nan_strategy='ignore').set_dtype(torch.float64) for name in METRICS}
         del self.means['ece']
         self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # images, correct ones, sum of confidences

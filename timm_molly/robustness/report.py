@@ -14,12 +14,13 @@ from timm_molly.config import MollyConfig
 from timm_molly.files import write_text
 from timm_molly.functional import blur_gamma, noise_gamma
 from timm_molly.robustness import figures
-from timm_molly.robustness.corruptions import GROUPS, HELD_OUT, SEVERITIES
-from timm_molly.robustness.metrics import METRICS, Cells, corruption_errors, summarise
+from timm_molly.robustness.metrics import BINS, METRICS, Cells, corruption_errors, summarise
+from timm_molly.robustness.names import GROUPS, HELD_OUT, SEVERITIES
 
 SCHEMA = 'timm-molly/robustness'
 VERSION = 1
 PACKAGES = ('timm-molly', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'imagecorruptions-imaug', 'opencv-python')
+BIN_KEYS = ('images', 'correct', 'confidence')
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 
 Report = dict[str, Any]
@@ -70,14 +71,20 @@ def write(report: Report, folder: Path) -> None:
     """Write report.json, .csv, .md and the pictures, each whole or not at all."""
     write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
     write_text(folder / 'report.csv', _csv(report))
-    pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
-    for name, figure in pictures.items():
-        figure.suptitle(title(report), fontsize=7, color='#666666')
-        figures.save(figure, folder / f'{name}.png')
+    pictures = draw(report, folder)
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
     write_text(
         folder / 'report.md', f'# {title(report)}\n\n{_facts(report)}\n\n{_markdown(_table(report))}\n\n{shown}\n'
     )
+
+
+def draw(report: Report, folder: Path) -> list[str]:
+    """Draw the pictures of a report into a folder, and return their names without .png."""
+    pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
+    for name, figure in pictures.items():
+        figure.suptitle(title(report), fontsize=7, color='#666666')
+        figures.save(figure, folder / f'{name}.png')
+    return list(pictures)
 
 
 def read(path: Path) -> Report:
@@ -103,9 +110,41 @@ def read(path: Path) -> Report:
     return report
 
 
+def check(report: Report, source: object) -> None:
+    """Check that everything a report says follows from its cells, by making it again.
+
+    Raises:
+        ValueError: It does not, or is no whole report.
+    """
+    try:
+        model, clean = report['model'], report['clean']
+        cells = {('clean', 0.0): clean} if clean else {}
+        cells |= {(name, float(at)): cell for name, levels in report['cells'].items() for at, cell in levels.items()}
+        again = json.loads(json.dumps(build(model, report['benchmark'], report['data'], cells, '')))
+        different = [key for key in ('summary', 'not_finite', 'taught') if again.get(key) != report.get(key)]
+        text(report)
+        for cell in cells.values():
+            if cell['bins'] is not None and [len(cell['bins'][key]) for key in BIN_KEYS] != [BINS] * len(BIN_KEYS):
+                raise ValueError('a cell has not the bins that it should have')
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{source} is not a whole report: {type(error).__name__} {error}') from None
+    if different:
+        raise ValueError(f'{source} was edited: its {" and ".join(different)} do not follow from its cells')
+
+
 def text(report: Report) -> str:
     """The table for the terminal, with what it is about above it."""
-    return f'{title(report)}\n{_facts(report)}\n\n{_aligned(_table(report))}'
+    return f'{title(report)}\n{_facts(report)}\n\n{aligned(_table(report))}'
+
+
+def markdown(report: Report) -> str:
+    """The means of a report as a Markdown table: error, NLL, ECE and mean confidence, a row a corruption and group."""
+    if _mollified(report):
+        return _markdown(_table(report))
+    metrics = ('error', 'nll', 'ece', 'confidence')
+    rows = [['', *(HEADINGS[metric] for metric in metrics)]]
+    rows += [[name, *(_number(m, values[m]) for m in metrics)] for name, values in _summary_rows(report)]
+    return _markdown(rows)
 
 
 def title(report: Report) -> str:
@@ -216,7 +255,7 @@ def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: boo
     letters = [chr(ord('A') + i) for i in range(len(reports))]
     rows = compare(reports, letters)
     key = '\n'.join(f'{letter}: {name}' for letter, name in zip(letters, names, strict=True))
-    return f'{subject(reports[0])}\n\n{key}\n\n{_markdown(rows) if markdown else _aligned(rows)}'
+    return f'{subject(reports[0])}\n\n{key}\n\n{_markdown(rows) if markdown else aligned(rows)}'
 
 
 def _measured(report: Report) -> dict[str, Any]:
@@ -272,8 +311,8 @@ def _mollification_table(report: Report) -> list[Row]:
     return rows
 
 
-def _facts(report: Report) -> str:
-    """Lines under the title: mCE, and what went wrong."""
+def notes(report: Report) -> list[str]:
+    """Lines on mCE, and on what went wrong."""
     lines = []
     summary = report.get('summary', {})
     if summary.get('mCE') is not None:
@@ -286,6 +325,12 @@ def _facts(report: Report) -> str:
             f'NOT A NUMBER: the model gave logits that are not finite in {", ".join(report["not_finite"])}; '
             'means that these go into are left out'
         )
+    return lines
+
+
+def _facts(report: Report) -> str:
+    """Lines under the title."""
+    lines = notes(report)
     model = report['model']
     size = ' x '.join(str(side) for side in model['input_size'][1:])
     lines.append(
@@ -322,7 +367,8 @@ def _taught(config: MollyConfig, cells: Cells, num_classes: int) -> dict[str, di
     return taught
 
 
-def _aligned(rows: Sequence[Row]) -> str:
+def aligned(rows: Sequence[Row]) -> str:
+    """Rows of cells as text, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         '  '.join(

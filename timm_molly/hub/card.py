@@ -1,0 +1,402 @@
+"""The model card: what a config, the training's settings and a report say, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from timm_molly.config import MollyConfig, split_aa
+from timm_molly.robustness.names import COMMON
+
+Settings = Mapping[str, Any]
+Report = dict[str, Any]
+
+PAPER = 'https://arxiv.org/abs/2406.01494'
+PROJECT = '[timm-molly](https://pypi.org/project/timm-molly/)'
+METRICS = {'error': 'Error', 'nll': 'Negative log-likelihood', 'ece': 'Expected calibration error (15 bins)'}
+# What a reader wants to know of a training; args.yaml has the rest.
+RECIPE = {
+    'epochs': 'epochs',
+    'batch_size': 'batch size',
+    'grad_accum_steps': 'gradient accumulation steps',
+    'opt': 'optimiser',
+    'lr': 'learning rate',
+    'lr_base': 'learning rate at the base batch size',
+    'weight_decay': 'weight decay',
+    'layer_decay': 'layer decay',
+    'sched': 'schedule',
+    'warmup_epochs': 'warm-up epochs',
+    'aa': '--aa',
+    'mixup': 'mixup',
+    'cutmix': 'cutmix',
+    'reprob': 'random erasing',
+    'aug_splits': 'augmentation splits',
+    'jsd_loss': 'JSD loss',
+    'bce_loss': 'BCE loss',
+    'smoothing': 'label smoothing',
+    'drop': 'dropout',
+    'drop_path': 'stochastic depth',
+    'kd_model_name': 'distilled from',
+    'model_ema_decay': 'EMA decay',
+    'amp_dtype': 'mixed precision',
+    'seed': 'seed',
+}
+# Settings that do nothing without another one.
+ONLY_WITH = {'model_ema_decay': 'model_ema', 'amp_dtype': 'amp'}
+_MARK = re.compile(r'\n<!-- timm-molly: sha256 ([0-9a-f]{64}) -->\n\Z')
+
+
+def write(
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    settings: Settings,
+    report: Report | None,
+    figures: Sequence[str],
+    parameters: int,
+) -> str:
+    """Write the card.
+
+    Args:
+        config: `config.json`, checked.
+        about: What timm-molly noted in it.
+        settings: The training's, from `args.yaml`; empty where there is none.
+        report: Of `timm-molly validate`, or None.
+        figures: Paths of the report's pictures in the repository.
+        parameters: Number of them in the model.
+
+    Returns:
+        Markdown with metadata, ending with a mark by which `is_generated` knows it again.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    molly = split_aa(about['aa'])[0] if 'aa' in about else None
+    name = about['repo_id'].rpartition('/')[2]
+    results = evaluation(about, settings, report)
+    datasets = [about['dataset_id']] if 'dataset_id' in about else None
+    data = ModelCardData(
+        license=about.get('license'),
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', *['timm-molly', 'mollification', 'robustness'] * bool(molly)],
+        datasets=datasets,
+        base_model=about.get('base_model'),
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    sections = [
+        f'# {name}\n\n{_introduction(config, about, settings, molly)}',
+        f'## The model\n\n{_model(config, about, parameters)}',
+        *([f'## Mollification\n\n{_mollification(molly, config["num_classes"])}'] if molly else []),
+        f'## How good it is\n\n{_measured(config, about, report, figures)}',
+        f'## How to use it\n\n{_usage(config, about)}',
+        *([f'## How it was trained\n\n{_training(settings)}'] if settings else []),
+        f'## Limits\n\n{_limits(config, report)}',
+        *([f'## Licence\n\n{about["license"]}, as chosen by its publisher.'] if 'license' in about else []),
+        f'## Citation\n\n{_citation(molly)}',
+    ]
+    text = f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(sections) + '\n'
+    card = ModelCard(text)  # reads its own metadata again, or raises
+    if card.data.to_dict() != data.to_dict():  # type: ignore[no-untyped-call]
+        raise ValueError('the metadata of the card do not survive being written: an unusual name in it?')
+    return f'{text}\n<!-- timm-molly: sha256 {_digest(text)} -->\n'
+
+
+def is_generated(text: str) -> bool:
+    """Tell whether a card is as `write` left it, and not edited since."""
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def evaluation(about: Settings, settings: Settings, report: Report | None) -> list[Any]:
+    """The figures as the Hub's `model-index` has them, one `EvalResult` a metric."""
+    from huggingface_hub import EvalResult
+
+    def result(where: str, condition: str, metric: str, value: float, label: str, split: Any) -> EvalResult:
+        known = _hub_id(about, settings, where)
+        return EvalResult(
+            task_type='image-classification',
+            task_name='Image Classification',
+            dataset_type=known or ('imagefolder' if '/' not in where else where.partition('/')[2]),
+            dataset_name=where if condition == 'clean' else f'{where}, {condition}',
+            dataset_config=condition,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(value, 6),
+            metric_name=label,
+        )
+
+    if report is None:
+        top1, where = (about.get('validation') or {}).get('top1'), _trained_on(settings)
+        if top1 is None or where is None:
+            return []
+        return [result(where, 'clean', 'accuracy', top1 / 100, 'Accuracy', settings.get('val_split'))]
+    return [
+        result(_measured_on(report), condition, metric, value, label, report['data']['split'])
+        for condition, cell in conditions(report).items()
+        for metric, value, label in _values(cell)
+    ]
+
+
+def evaluation_file(about: Settings, settings: Settings, report: Report | None) -> str | None:
+    """The same figures in the Hub's newer form, which names a data set on the Hub; None where none is known."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    known = _hub_id(about, settings, _measured_on(report)) if report else None
+    if report is None or known is None:
+        return None
+    entries = [
+        EvalResultEntry(
+            dataset_id=known,
+            task_id=f'{"clean" if condition == "clean" else "corrupted"}_{metric}',
+            value=round(value, 6),
+            notes=f'{label}, {condition}',
+        )
+        for condition, cell in conditions(report).items()
+        for metric, value, label in _values(cell)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def conditions(report: Report) -> dict[str, Mapping[str, Any]]:
+    """The clean cell and the mean over the common corruptions, by a name that says which, where they are finite."""
+    found = {'clean': report['clean']} if report['clean'] else {}
+    if 'summary' in report:
+        benchmark = report['benchmark']
+        names = [name for name in report['summary']['corruptions'] if name in COMMON]
+        severities = ', '.join(map(str, benchmark['severities'])).replace('1, 2, 3, 4, 5', '1 to 5')
+        how = benchmark.get('table') or benchmark.get('name')
+        found[f'{len(names)} corruptions of {how}, severities {severities}'] = report['summary']['mean']
+    return {name: cell for name, cell in found.items() if cell['error'] is not None}
+
+
+def _values(cell: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    return [('accuracy', 1 - cell['error'], 'Accuracy'), *((key, cell[key], label) for key, label in METRICS.items())]
+
+
+def _measured_on(report: Report) -> str:
+    return str(report['data']['dataset'] or report['benchmark'].get('name'))
+
+
+def _trained_on(settings: Settings) -> str | None:
+    """The data set by timm's name, or by that of its folder."""
+    root = settings.get('data_dir') or settings.get('data')
+    return str(settings.get('dataset') or (root and PurePath(str(root)).name) or '') or None
+
+
+def _hub_id(about: Settings, settings: Settings, dataset: str) -> str | None:
+    """The Hub's name of a data set, where it says it itself or the publisher said it of the one trained on."""
+    if dataset.startswith('hfds/'):
+        return dataset.removeprefix('hfds/')
+    return about.get('dataset_id') if _trained_on(settings) in (None, dataset) else None
+
+
+def _introduction(config: Settings, about: Settings, settings: Settings, molly: MollyConfig | None) -> str:
+    where = _trained_on(settings)
+    text = (
+        f'An image classifier of {config["num_classes"]} classes: the network `{_base(config)}` of {_library(config)}'
+    )
+    text += f', trained on {_code(where)}' if where else ''
+    if molly:
+        text += (
+            f' with *mollification* (`--aa {about["aa"]}`): on noised and blurred images whose labels lose confidence '
+            f'by the same amount, so that it holds up under noise and blur, and knows how sure it can be '
+            f'([Heinonen et al., 2025]({PAPER}))'
+        )
+    elif 'aa' in about or settings:
+        text += ', without mollification'
+    return f'{text}.'
+
+
+def _model(config: Settings, about: Settings, parameters: int) -> str:
+    cfg = config['pretrained_cfg']
+    channels, height, width = cfg['input_size']
+    rows = [
+        ('network', f'`{_base(config)}`'),
+        ('parameters', f'{parameters / 1e6:.2f} M'),
+        ('classes', str(config['num_classes'])),
+        ('input', f'{height} x {width} pixels, {channels} channels'),
+        ('preparation', f'{cfg["interpolation"]}, {cfg["crop_mode"]} crop {cfg["crop_pct"]:g}'),
+        ('mean, standard deviation', f'{_numbers(cfg["mean"])}; {_numbers(cfg["std"])}'),
+    ]
+    weights = 'an exponential moving average (EMA) of those in training' if about.get('ema') else 'as trained'
+    rows.append(('weights', weights + (f', after epoch {about["epoch"]} (from 0)' if 'epoch' in about else '')))
+    arguments = {k: v for k, v in config['model_args'].items() if k not in ('num_classes', 'in_chans', 'global_pool')}
+    if arguments:
+        rows.append(('arguments', ', '.join(f'{key}={value}' for key, value in arguments.items())))
+    if 'base_model' in about:
+        rows.append(('started from', f'[{about["base_model"]}](https://huggingface.co/{about["base_model"]})'))
+    return _table(rows)
+
+
+def _mollification(molly: MollyConfig, num_classes: int) -> str:
+    words = {'x': 'clean', 'n': 'noise', 'b': 'blur', 'e': 'nothing but noise'}
+    shares = {role: molly.roles.count(role) / len(molly.roles) for role in words if role in molly.roles}
+    weights = {'n': f'sin²(πt/2)^{molly.noise_power:g}', 'b': f't^{molly.blur_power:g}', 'e': '1', 'x': '0'}
+    drawn = [(words[role], f'{100 * share:.0f} %', weights[role].removesuffix('^1')) for role, share in shares.items()]
+    return (
+        f'Each training image drew one of the following and a temperature t ~ Beta({molly.alpha:g}, {molly.beta:g}), '
+        f'and its label became (1 - γ) · label + γ / {num_classes}. '
+        f'The smallest blur is {molly.min_scale:g} pixels wide.\n\n'
+        + _table(drawn, ('image', 'share', 'weight γ of the uniform label'))
+    )
+
+
+def _measured(config: Settings, about: Settings, report: Report | None, figures: Sequence[str]) -> str:
+    parts = []
+    if about.get('validation'):
+        names = {'top1': 'top-1 accuracy {:.2f} %', 'top5': 'top-5 accuracy {:.2f} %', 'loss': 'loss {:.4f}'}
+        shown = [names[key].format(value) for key, value in about['validation'].items() if key in names]
+        parts.append(f'In its own validation, by which this epoch was chosen, `train.py` measured {", ".join(shown)}.')
+    if report is None:
+        return '\n\n'.join([*parts, 'Robustness and calibration were not measured.'])
+    from timm_molly.robustness import report as R
+
+    data, model = report['data'], report['model']
+    version = report.get('packages', {}).get('timm-molly')
+    split = f' (split {_code(data["split"])})' if data['split'] else ''
+    parts.append(
+        f'Measured with `timm-molly validate`{f" of {PROJECT} {version}" if version else ""} on '
+        f'{_escape(R.subject(report))}{split}. `report.json` has every figure. '
+        f'NLL is in nats, ECE has 15 equal-width bins, confidence is the mean of the largest probability.'
+    )
+    cfg = config['pretrained_cfg']
+    different = [
+        f'{key} {model[key]} in place of {list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key]}'
+        for key in ('input_size', 'crop_pct', 'crop_mode', 'interpolation')
+        if model[key] != (list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key])
+    ]
+    if different:
+        parts.append(f"It was measured with {', '.join(different)}, the training's.")
+    parts += R.notes(report)
+    parts.append(R.markdown(report))
+    parts += [f'![{path.rpartition("/")[2].removesuffix(".png").replace("-", " ")}]({path})' for path in figures]
+    return '\n\n'.join(parts)
+
+
+def _usage(config: Settings, about: Settings) -> str:
+    ours = is_ours(config['architecture'])
+    install = 'pip install timm timm-molly' if ours else 'pip install timm'
+    why = (
+        f'`{_base(config)}` is a network for small images from {PROJECT}, which adds it to timm where it is installed; '
+        f'without it timm says `Unknown model ({config["architecture"]})`.\n\n'
+    )
+    labels = config.get('label_names')
+    name = "model.pretrained_cfg['label_names'][int(p.argmax())]" if isinstance(labels, list) else 'int(p.argmax())'
+    mode = 'RGB' if config['pretrained_cfg']['input_size'][0] == 3 else 'L'
+    return f"""```
+{install}
+```
+
+{why if ours else ''}```python
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model('hf-hub:{about['repo_id']}', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+image = Image.open('photo.jpg').convert('{mode}')
+with torch.inference_mode():
+    p = model(transform(image)[None]).softmax(1)[0]
+print({name}, float(p.max()))
+```
+
+With {PROJECT}, `timm_molly.hub.load('{about['repo_id']}')` gives the model, its transform, the settings of
+mollification and the report in one call. To fine-tune it with timm's `train.py` on a folder of images of your own:
+
+```
+pip install timm-molly
+python train.py --data-dir path/to/images --model hf-hub:{about['repo_id']} --pretrained --num-classes 10 --aa molly
+```"""
+
+
+def _training(settings: Settings) -> str:
+    rows = [
+        (label, _code(settings[key]))
+        for key, label in RECIPE.items()
+        if settings.get(key) not in (None, 0, False, '', []) and (key not in ONLY_WITH or settings.get(ONLY_WITH[key]))
+    ]
+    text = "The settings that matter, by their names in timm's `train.py`; `args.yaml` has them all"
+    if 'checkpoint_hist' in settings:  # train.py's own, not those of another script
+        text += ', and `python train.py --config args.yaml --data-dir ...` trains such a model again'
+    return f'{text}.\n\n{_table(rows)}'
+
+
+def _limits(config: Settings, report: Report | None) -> str:
+    lines = [f'It knows {config["num_classes"]} classes and answers with one of them whatever the picture shows.']
+    found = conditions(report) if report else {}
+    for name, cell in found.items():
+        correct, confidence = 1 - cell['error'], cell['confidence']
+        kind = 'more' if confidence > correct else 'less'
+        lines.append(
+            f'On {_escape(name)} images it is {kind} sure of itself than it is right: mean confidence '
+            f'{confidence:.3f}, share correct {correct:.3f}.'
+            if name == 'clean'
+            else f'Under {_escape(name)}, it is {kind} sure of itself than it is right: mean confidence '
+            f'{confidence:.3f}, share correct {correct:.3f}.'
+        )
+    if report:
+        lines.append('The figures are of the images named above; on other images and other damage they will differ.')
+    else:
+        lines.append('How it does on noisy, blurred or otherwise damaged images was not measured.')
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def _citation(molly: MollyConfig | None) -> str:
+    heinonen = """@inproceedings{heinonen2025robust,
+  title     = {Robust Classification by Coupling Data Mollification with Label Smoothing},
+  author    = {Heinonen, Markus and Tran, Ba-Hien and Kampffmeyer, Michael and Filippone, Maurizio},
+  booktitle = {International Conference on Artificial Intelligence and Statistics},
+  year      = {2025}
+}
+"""
+    wightman = """@misc{rw2019timm,
+  title        = {PyTorch Image Models},
+  author       = {Wightman, Ross},
+  year         = {2019},
+  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}},
+  doi          = {10.5281/zenodo.4414861}
+}
+"""
+    return f'```bibtex\n{heinonen if molly else ""}{wightman}```'
+
+
+def is_ours(architecture: str) -> bool:
+    """Tell whether timm knows an architecture from timm-molly."""
+    from timm_molly import models
+
+    return architecture.partition('.')[0] in models.__all__
+
+
+def _base(config: Settings) -> str:
+    return str(config['architecture'].partition('.')[0])
+
+
+def _library(config: Settings) -> str:
+    return PROJECT if is_ours(config['architecture']) else '[timm](https://github.com/huggingface/pytorch-image-models)'
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ', '.join(f'{value:g}' for value in values)
+
+
+def _code(value: Any) -> str:
+    text = ' '.join(str(value).split()).replace('`', "'").replace('|', '\\|')
+    return f'`{text}`'
+
+
+def _escape(text: str) -> str:
+    """Keep Markdown from reading names as its own signs."""
+    return re.sub(r'([\\`*_\[\]<>|#])', r'\\\1', ' '.join(text.split()))
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str] | None = None) -> str:
+    head = head or [''] * len(rows[0])
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))

@@ -1,0 +1,108 @@
+"""`timm_molly.hub.load`: a model from the Hub or a folder, with its settings, report and transform."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from timm_molly.config import MollyConfig, split_aa
+from timm_molly.hub.folder import ABOUT, CONFIG, MAX_BYTES, REPORT, WEIGHTS, read_folder
+from timm_molly.weights import is_network_error, one_line
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: A timm model on the CPU, in evaluation mode: images (B, C, H, W) to logits (B, K).
+        transform: From a PIL image to the model's input (C, H, W), float32, as in the training's validation.
+        molly: Settings of mollification, or None for a model that was trained without, or does not say.
+        report: `report.json` of `timm-molly validate` on these weights, or None.
+        label_names: Names of the classes in the order of the logits, or None.
+    """
+
+    model: Any
+    transform: Any
+    molly: MollyConfig | None
+    report: dict[str, Any] | None
+    label_names: Any
+
+
+def load(repo_or_dir: str | Path, revision: str | None = None, token: str | None = None) -> Loaded:
+    """Load a model from a folder, or from a repository on the Hub.
+
+    Weights are compared with the Hub's checksums, configs are checked, and nothing is unpickled.
+
+    Args:
+        repo_or_dir: A folder with `config.json` and `model.safetensors`, or a repository's owner/name.
+        revision: Branch, tag or commit of the repository.
+        token: For a private repository; the logged-in user's if None.
+
+    Raises:
+        ValueError: There is no such model, or a file of it is malformed, damaged or does not belong to the others.
+        ConnectionError: The Hub cannot be reached and the model is not in the cache.
+    """
+    local = Path(repo_or_dir).is_dir()
+    if local and (revision or token):
+        raise ValueError(f'{repo_or_dir} is a folder, which has no revision and needs no token')
+    folder = read_folder(Path(repo_or_dir) if local else _download(str(repo_or_dir), revision, token))
+    from timm.data import create_transform, resolve_model_data_config
+
+    aa = folder.config[ABOUT].get('aa')
+    return Loaded(
+        folder.model,
+        create_transform(**resolve_model_data_config(folder.model), is_training=False),
+        split_aa(aa)[0] if aa else None,
+        folder.report,
+        folder.config.get('label_names'),
+    )
+
+
+def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
+    """Bring the files of one commit into the Hub's cache, and return their folder."""
+    wanted = [CONFIG, WEIGHTS, REPORT]
+    try:
+        try:
+            info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
+        except Exception as error:
+            if not (isinstance(error, OfflineModeIsEnabled) or is_network_error(error)):
+                raise
+            # As timm does without a network: with what an earlier load has left in the cache.
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, local_files_only=True))
+        files = {file.rfilename: file for file in info.siblings or () if file.rfilename in wanted}
+        for name in (CONFIG, WEIGHTS):
+            if name not in files:
+                raise ValueError(f'{repo_id} has no {name}: is it an image classifier of timm?')
+        for name, file in files.items():
+            if (file.size or 0) > MAX_BYTES.get(name, 2**40):
+                raise ValueError(f'{repo_id} has a {name} larger than any such file: {file.size} bytes')
+            path = Path(hf_hub_download(repo_id, name, revision=info.sha, token=token))
+            if not _is_whole(path, file):
+                path = Path(hf_hub_download(repo_id, name, revision=info.sha, token=token, force_download=True))
+                if not _is_whole(path, file):
+                    raise ValueError(f'{name} of {repo_id} was damaged on its way, twice: its checksum is wrong')
+        return path.parent
+    except HFValidationError:
+        raise ValueError(f'neither a folder nor the name of a repository (owner/name): {repo_id}') from None
+    except HfHubHTTPError as error:
+        status, at = error.response.status_code, f' at {revision}' if revision else ''
+        kind = ConnectionError if status == 429 or status >= 500 else ValueError
+        raise kind(f'cannot load {repo_id}{at} from the Hub: {one_line(error)}') from None
+    except ValueError:
+        raise
+    except Exception as error:  # of the client's cache, and of whatever HTTP library it has
+        raise ConnectionError(f'cannot load {repo_id} from the Hub: {one_line(error)}') from None
+
+
+def _is_whole(path: Path, file: Any) -> bool:
+    """Compare a file with the checksum that the Hub has for it: sha256 of large files, git's name of small ones."""
+    content = path.read_bytes()
+    if file.lfs is not None:
+        return bool(hashlib.sha256(content).hexdigest() == file.lfs.sha256)
+    return bool(hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == file.blob_id)

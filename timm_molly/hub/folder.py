@@ -1,0 +1,203 @@
+"""A Hub repository as a folder: its files, and reading them without trusting whoever wrote them.
+
+A config names the network, its arguments and the transform. Nothing in it that names a file, an address or a way to
+load weights is used, so that no path can lead out of the folder and no pickle is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_molly.plugin import add_models
+from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, read_checkpoint
+
+WEIGHTS, CONFIG, CARD, ARGS, REPORT = 'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'report.json'
+FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
+ABOUT = 'timm_molly'  # the key of config.json under which the run is described
+
+# What stands there, and its type.
+ABOUT_KEYS = {
+    'sha256': str,
+    'repo_id': str,
+    'aa': str,
+    'ema': bool,
+    'epoch': int,
+    'validation': dict,
+    'base_model': str,
+    'license': str,
+    'dataset_id': str,
+}
+
+MAX_BYTES = {CONFIG: 2**23, REPORT: 2**24, ARGS: 2**20, CARD: 2**22}
+MAX_SIDE, MAX_CLASSES, MAX_NUMBER = 2**13, 10**6, 10_000
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
+CROP_MODES = ('center', 'squash', 'border')
+# What timm.create_model and its helpers take for themselves: other weights, other files, other kinds of model.
+RESERVED = {'model_name', 'checkpoint_path', 'cache_dir', 'scriptable', 'exportable', 'no_jit', 'features_only'}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        model: A timm model on the CPU, with its weights, in evaluation mode.
+        config: `config.json`, checked.
+        report: `report.json` of these weights, or None.
+    """
+
+    model: Any
+    config: Mapping[str, Any]
+    report: dict[str, Any] | None
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read a model with its config and report.
+
+    Raises:
+        ValueError: A file is missing, too large, malformed, or does not belong to the others.
+    """
+    config = read_config(folder / CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f'{folder} has no {WEIGHTS}')
+    cfg = config['pretrained_cfg']
+    arguments = {'num_classes': config['num_classes'], 'in_chans': cfg['input_size'][0], **config['model_args']}
+    model = create_model(config['architecture'], pretrained=False, pretrained_cfg=cfg, **arguments)
+    state = read_checkpoint(folder / WEIGHTS, use_ema=False).state
+    load_weights(model, state, config['architecture'], folder / WEIGHTS)
+    check_finite(model, folder / WEIGHTS)
+    digest = fingerprint(model)
+    if config[ABOUT].get('sha256', digest) != digest:
+        raise ValueError(f'{folder / WEIGHTS} are not the weights that {CONFIG} was written for (sha256 {digest})')
+    report = read_report(folder / REPORT, digest) if (folder / REPORT).is_file() else None
+    return Folder(model.eval(), config, report)
+
+
+def read_report(path: Path, digest: str) -> dict[str, Any]:
+    """Read a report of `timm-molly validate` on the weights of a fingerprint.
+
+    Raises:
+        ValueError: It is no report, was edited, or measured other weights.
+    """
+    from timm_molly.robustness import report
+
+    path = path / REPORT if path.is_dir() else path
+    _check_size(path, REPORT)
+    found = report.read(path)
+    report.check(found, path)
+    if found['model'].get('sha256') != digest:
+        ema = {True: ' (its EMA weights)', False: ' (not its EMA weights)'}.get(found['model'].get('ema'), '')
+        raise ValueError(f'{path} measured another model: {report.label(found["model"])}{ema}; measure this one')
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a `config.json` as `timm.models.save_for_hf` writes it, and check all that a model is made from.
+
+    Returns:
+        'architecture' and 'num_classes'; 'pretrained_cfg' with what describes images and nothing else; 'model_args'
+        and 'label_names' where there are any; and what timm-molly noted, under `ABOUT`.
+
+    Raises:
+        ValueError: It is missing, malformed or unreasonable (what, and its value).
+    """
+    if not path.is_file():
+        raise ValueError(f'no such file: {path}')
+    _check_size(path, CONFIG)
+    try:
+        config = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is not JSON: {error}') from None
+
+    def check(good: bool, what: str, value: Any) -> None:
+        if not good:
+            shown = repr(value)
+            raise ValueError(f'{path}: {what}, got {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
+
+    check(isinstance(config, dict), 'a config is a mapping', config)
+    cfg = config.get('pretrained_cfg')
+    check(isinstance(cfg, dict), 'pretrained_cfg must be a mapping', cfg)
+    name = config.get('architecture')
+    check(isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]{0,99}', name)), 'no architecture of timm', name)
+    classes = config.get('num_classes', cfg.get('num_classes'))
+    check(_is_int(classes) and 0 < classes <= MAX_CLASSES, f'num_classes must be 1 to {MAX_CLASSES}', classes)
+
+    size = cfg.get('input_size')
+    check(
+        isinstance(size, list) and len(size) == 3 and all(_is_int(n) and 0 < n <= MAX_SIDE for n in size),
+        f'input_size must be channels, height and width, 1 to {MAX_SIDE}',
+        size,
+    )
+    taken: dict[str, Any] = {'input_size': tuple(size), 'num_classes': classes}
+    for key in ('mean', 'std'):
+        value = cfg.get(key)
+        good = isinstance(value, list) and len(value) in (1, size[0]) and all(_is_number(n) for n in value)
+        check(good and (key == 'mean' or min(value) > 0), f'{key} must be {size[0]} finite numbers', value)
+        taken[key] = tuple(value)
+    crop, mode, interpolation = cfg.get('crop_pct'), cfg.get('crop_mode', 'center'), cfg.get('interpolation', 'bicubic')
+    check(_is_number(crop) and 0 < crop <= 8, 'crop_pct must be a number above 0', crop)
+    check(mode in CROP_MODES, f'crop_mode must be one of {", ".join(CROP_MODES)}', mode)
+    check(interpolation in INTERPOLATIONS, f'interpolation must be one of {", ".join(INTERPOLATIONS)}', interpolation)
+    taken |= {'crop_pct': crop, 'crop_mode': mode, 'interpolation': interpolation}
+    for key in ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'min_input_size'):
+        check(_is_plain(cfg.get(key)), f'{key} is no plain value', cfg.get(key))
+        taken[key] = tuple(cfg[key]) if isinstance(cfg.get(key), list) else cfg.get(key)
+    taken['fixed_input_size'] = bool(taken['fixed_input_size'])
+
+    arguments = config.get('model_args') or {}
+    check(isinstance(arguments, dict), 'model_args must be a mapping', arguments)
+    for key, value in arguments.items():
+        good = key.isidentifier() and key not in RESERVED and not key.startswith('pretrained')
+        check(good, 'model_args has an argument that is not for a model', key)
+        check(_is_plain(value), f'model_args {key} is no plain value', value)
+
+    checked = {'architecture': name, 'num_classes': classes, 'pretrained_cfg': taken, 'model_args': arguments}
+    labels = config.get('label_names')
+    if labels is not None:
+        names = list(labels.values()) if isinstance(labels, dict) else labels
+        good = isinstance(names, list) and len(names) <= classes and all(isinstance(n, str) for n in names)
+        check(good, f'label_names must be at most {classes} names', labels)
+        checked['label_names'] = taken['label_names'] = labels
+    about = config.get(ABOUT, {})
+    check(isinstance(about, dict), f'{ABOUT} must be a mapping', about)
+    for key, kind in ABOUT_KEYS.items():
+        check(isinstance(about.get(key), (kind, type(None))), f'{ABOUT} {key} is malformed', about.get(key))
+    for key, value in (about.get('validation') or {}).items():
+        check(_is_number(value), f'{ABOUT} validation {key} must be a number', value)
+    add_models()
+    from timm.models import is_model
+
+    check(is_model(name), 'the timm and the timm-molly installed here know no such architecture', name)
+    return {**checked, ABOUT: {key: about[key] for key in ABOUT_KEYS if about.get(key) is not None}}
+
+
+def _check_size(path: Path, name: str) -> None:
+    if path.is_file() and path.stat().st_size > MAX_BYTES[name]:
+        raise ValueError(f'{path} is larger than any {name}: {path.stat().st_size} bytes')
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f'{constant} is no JSON number')
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and abs(value) <= MAX_NUMBER
+
+
+def _is_plain(value: Any, depth: int = 3) -> bool:
+    """Tell whether a value is null, true, false, a moderate number, a name, or a short list or mapping of such."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r'[\w.+-]{0,64}', value))
+    if isinstance(value, (list, dict)):
+        members = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and len(members) <= 200 and all(_is_plain(member, depth - 1) for member in members)
+    return value is None or isinstance(value, bool) or _is_number(value)
