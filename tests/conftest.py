@@ -1,6 +1,9 @@
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,19 @@ from PIL import Image
 # Tests that import torch see the plugin as a user does, whatever the environment of the test run.
 os.environ.pop('TIMM_MOLLY_AUTOLOAD', None)
 os.environ.pop('TORCH_DEVICE_BACKEND_AUTOLOAD', None)
-os.environ['HF_HUB_OFFLINE'] = '1'
+# No test can reach the real Hub: its address is one of this machine, where nobody answers but the `hub` of a test. It
+# is said here because the Hub's client reads it once, when it is imported.
+HUB_SOCKET = socket.socket()
+HUB_SOCKET.bind(('127.0.0.1', 0))
+HF_HOME = tempfile.TemporaryDirectory()
+os.environ |= {
+    'HF_ENDPOINT': f'http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}',
+    'HF_HOME': HF_HOME.name,
+    'HF_HUB_DISABLE_XET': '1',  # the Hub's newer storage, whose client is a binary with a protocol of its own
+    'HF_HUB_DISABLE_TELEMETRY': '1',
+}
+for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_CACHE', 'HF_HUB_OFFLINE'):
+    os.environ.pop(name, None)
 if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -33,6 +48,26 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = colour + 50 * wave[..., None] + rng.normal(0, 30 * (label == 1) + 5, (36, 36, 3))
                 Image.fromarray(pixels.clip(0, 255).astype('uint8')).save(folder / f'{i:02d}.png')
     return root
+
+
+@pytest.fixture(scope='session')
+def hub_server() -> Iterator[object]:
+    """The Hub of these tests, where HF_ENDPOINT points to."""
+    from hub_server import running
+
+    with running(HUB_SOCKET) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server, tmp_path, monkeypatch):
+    """The Hub of one test, with nothing in it yet, and a cache of its own for what comes from it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub-cache'))
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub-cache'))
+    hub_server.clear()
+    return hub_server
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ TOKENS = {'hf_writer': 'write', 'hf_reader': 'read'}
 class Fault:
     """What goes wrong with requests whose `METHOD path` the pattern is found in, the first `times` of them.
 
-    The kinds: a status code in place of an answer; `drop before`, `drop in` and `drop after` close the connection before
-    the request is read, with half of the answer sent, and after all has been done but nothing answered; `truncate` and
-    `corrupt` spoil the bytes of the answer, and `slow` waits a second before it.
+    The kinds: a status code in place of an answer; `drop before`, `drop in` and `drop after` close the connection
+    before the request is read, with half of the answer sent, and after all has been done but nothing answered;
+    `truncate` and `corrupt` spoil the bytes of the answer, and `slow` waits a second before it.
     """
 
     pattern: str
@@ -65,18 +66,25 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(('127.0.0.1', 0), Handler)
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_activate()
+        self.lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
         self.repos: dict[str, Repo] = {}
         self.uploads: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
         """The endpoint, for HF_ENDPOINT."""
-        return f'http://127.0.0.1:{self.server_port}'
+        return 'http://{}:{}'.format(*self.socket.getsockname())
 
     def take_fault(self, request: str) -> Fault | None:
         """Return the fault that is due for a request, and count it."""
@@ -92,9 +100,9 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running() -> Iterator[HubServer]:
-    """Run a server in a thread."""
-    server = HubServer()
+def running(listener: socket.socket) -> Iterator[HubServer]:
+    """Run a server in a thread, on a socket that is bound already."""
+    server = HubServer(listener)
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
     thread.start()
     try:
@@ -386,10 +394,11 @@ class Handler(BaseHTTPRequestHandler):
         if not lfs:
             return self.ranged(content, headers | {'ETag': f'"{git_oid(content)}"'})
         oid = self.oid(content, True)
+        # On another host, as large files are, to which the client sends no token.
         linked = {
             'X-Linked-Etag': f'"{oid}"',
             'X-Linked-Size': str(len(content)),
-            'Location': f'{self.server.url}/cdn/{oid}',
+            'Location': f'{self.server.url}/cdn/{oid}'.replace('127.0.0.1', 'localhost'),
         }
         return 302, b'', headers | linked
 

@@ -8,6 +8,7 @@ import json
 import logging
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 import yaml
@@ -52,7 +53,11 @@ def make_model(args, device, dtype):
         num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
         **overlay,
+        **args.model_kwargs,
     )
     if args.head_init_scale is not None:
         with torch.no_grad():
@@ -223,6 +228,7 @@ def validate(model, loader, args, autocast, device, dtype):
 def main():
     utils.setup_default_logging()
     args = parse_args()
+    args_text = yaml.safe_dump(args.__dict__, default_flow_style=False)
     args.prefetcher = not args.no_prefetcher
     device = utils.init_distributed_device(args)
     dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
@@ -255,6 +261,7 @@ def main():
             recovery_dir=output,
             task=task,
         )
+        Path(output, 'args.yaml').write_text(args_text)
     scheduler, epochs = create_scheduler_v2(
         optimizer,
         **scheduler_kwargs(args),
@@ -273,6 +280,9 @@ def main():
         if task.get_trainable_module(ema=True) is not None:
             metrics = validate(task.get_eval_model(ema=True), loader_eval, args, autocast, device, dtype)
         if saver is not None:
+            lr = sum(group['lr'] for group in optimizer.param_groups) / len(optimizer.param_groups)
+            first = epoch == start_epoch
+            utils.update_summary(epoch, train, metrics, Path(output, 'summary.csv'), lr=lr, write_header=first)
             saver.save_checkpoint(epoch, metric=metrics['top1'])
         scheduler.step(epoch + 1, metrics['top1'])
         results.append({'epoch': epoch, 'train': train, 'validation': metrics})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -122,7 +122,6 @@ def upload(
         info = _open(api, repo_id, private, revision, create_pr)
         remote = {file.rfilename for file in info.siblings or ()}
         names = make.files(folder)
-        ModelCard.load(folder / CARD).validate(repo_type='model')
         kept = ''
         if CARD in remote and not overwrite_card and not is_generated(_remote_card(api, repo_id, str(info.sha))):
             names.remove(CARD)

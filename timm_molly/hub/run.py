@@ -82,7 +82,7 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     add_models()  # also where autoload is off
     model_args = _model_args(name, settings)
     classes = settings.get('num_classes') or checkpoint.settings.get('num_classes') or _count_classes(name, checkpoint)
-    model = create_model(name, pretrained=False, num_classes=classes, **{'in_chans': 3, **model_args})
+    model = create_model(name, pretrained=False, num_classes=classes, **model_args)
     load_weights(model, checkpoint.state, name, source)
     check_finite(model, source)
     about = {
@@ -189,13 +189,14 @@ def _model_args(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f'model_kwargs must be a mapping, got {kwargs!r}')
     size = settings.get('input_size')
     given = {
-        'in_chans': settings.get('in_chans') or (size[0] if isinstance(size, (list, tuple)) and size else None),
+        'in_chans': settings.get('in_chans') or (size[0] if isinstance(size, (list, tuple)) and size else 3),
         'global_pool': settings.get('gp'),
         'bn_momentum': settings.get('bn_momentum'),
         'bn_eps': settings.get('bn_eps'),
         **kwargs,
     }
-    return {**inherited, **{key: _plain(value) for key, value in given.items() if value is not None}}
+    found = {**inherited, **{key: _plain(value) for key, value in given.items() if value is not None}}
+    return {key: value for key, value in found.items() if key != 'num_classes'}  # of the model that it started from
 
 
 def _count_classes(name: str, checkpoint: Checkpoint) -> int | None:
