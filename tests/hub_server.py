@@ -11,7 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +28,7 @@ class Fault:
 
     The kinds: a status code in place of an answer; `drop before`, `drop in` and `drop after` close the connection
     before the request is read, with half of the answer sent, and after all has been done but nothing answered;
-    `truncate` and `corrupt` spoil the bytes of the answer, and `slow` waits a second before it.
+    `truncate` and `corrupt` spoil the bytes of the answer, and `slow` waits before it.
     """
 
     pattern: str
@@ -80,6 +79,8 @@ class HubServer(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        # Where to stop for good: a pattern, what to set when a request is there, and what to wait for.
+        self.stop_at: tuple[str, threading.Event, threading.Event] | None = None
 
     @property
     def url(self) -> str:
@@ -130,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = 'HTTP/1.1'
+    wbufsize = -1  # an answer in one packet, for which nobody waits
+    disable_nagle_algorithm = True
     server: HubServer
 
     def log_message(self, *arguments: object) -> None:
@@ -148,9 +151,15 @@ class Handler(BaseHTTPRequestHandler):
         if kind == 'drop before':
             self.drop()
             return
+        if self.server.stop_at and re.search(self.server.stop_at[0], request):
+            _, reached, release = self.server.stop_at
+            reached.set()
+            release.wait(60)
+            self.drop()
+            return
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         if kind == 'slow':
-            time.sleep(1)
+            threading.Event().wait(0.3)  # not time.sleep, which tests replace
         try:
             if isinstance(kind, int):
                 raise Refused(kind, 'the server misbehaves')

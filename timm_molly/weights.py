@@ -185,13 +185,6 @@ def _needs_code(what: object) -> ValueError:
     )
 
 
-def is_network_error(error: Exception) -> bool:
-    """Tell errors of the network from others; the Hub's client hands on those of the HTTP library that it has."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or any(
-        kind.__name__ == 'TransportError' for kind in type(error).__mro__
-    )
-
-
 def one_line(error: Exception) -> str:
     """Shorten an error of another library to what fits into a line."""
     text = ' '.join(str(error).split()) or type(error).__name__

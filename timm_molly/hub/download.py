@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.hub.folder import ABOUT, CONFIG, MAX_BYTES, REPORT, WEIGHTS, read_folder
-from timm_molly.weights import is_network_error, one_line
+from timm_molly.hub.network import http_error, is_network_error, is_whole, persist
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,18 @@ def load(repo_or_dir: str | Path, revision: str | None = None, token: str | None
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     """Bring the files of one commit into the Hub's cache, and return their folder."""
     wanted = [CONFIG, WEIGHTS, REPORT]
-    try:
+
+    def attempt() -> Path:
         try:
             info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
         except Exception as error:
-            if not (isinstance(error, OfflineModeIsEnabled) or is_network_error(error)):
+            if http_error(error) is not None or not is_network_error(error):
                 raise
-            # As timm does without a network: with what an earlier load has left in the cache.
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, local_files_only=True))
+            # Without a network, as timm does: with what an earlier load has left in the cache.
+            try:
+                return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from None
         files = {file.rfilename: file for file in info.siblings or () if file.rfilename in wanted}
         for name in (CONFIG, WEIGHTS):
             if name not in files:
@@ -82,27 +85,15 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
         for name, file in files.items():
             if (file.size or 0) > MAX_BYTES.get(name, 2**40):
                 raise ValueError(f'{repo_id} has a {name} larger than any such file: {file.size} bytes')
-            path = Path(hf_hub_download(repo_id, name, revision=info.sha, token=token))
-            if not _is_whole(path, file):
-                path = Path(hf_hub_download(repo_id, name, revision=info.sha, token=token, force_download=True))
-                if not _is_whole(path, file):
-                    raise ValueError(f'{name} of {repo_id} was damaged on its way, twice: its checksum is wrong')
+            # By the name of the branch, under which the cache finds them again without a network.
+            path = Path(hf_hub_download(repo_id, name, revision=revision, token=token))
+            if not is_whole(path, file):
+                path = Path(hf_hub_download(repo_id, name, revision=revision, token=token, force_download=True))
+                if not is_whole(path, file):
+                    raise ConnectionError(f'{name} was damaged on its way, twice, or is no longer what it was')
         return path.parent
+
+    try:
+        return persist(attempt, f'loaded from {repo_id}', 'try again later')
     except HFValidationError:
         raise ValueError(f'neither a folder nor the name of a repository (owner/name): {repo_id}') from None
-    except HfHubHTTPError as error:
-        status, at = error.response.status_code, f' at {revision}' if revision else ''
-        kind = ConnectionError if status == 429 or status >= 500 else ValueError
-        raise kind(f'cannot load {repo_id}{at} from the Hub: {one_line(error)}') from None
-    except ValueError:
-        raise
-    except Exception as error:  # of the client's cache, and of whatever HTTP library it has
-        raise ConnectionError(f'cannot load {repo_id} from the Hub: {one_line(error)}') from None
-
-
-def _is_whole(path: Path, file: Any) -> bool:
-    """Compare a file with the checksum that the Hub has for it: sha256 of large files, git's name of small ones."""
-    content = path.read_bytes()
-    if file.lfs is not None:
-        return bool(hashlib.sha256(content).hexdigest() == file.lfs.sha256)
-    return bool(hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == file.blob_id)

@@ -5,31 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from timm_molly import __version__
 from timm_molly.hub import make
 from timm_molly.hub.card import is_generated
 from timm_molly.hub.folder import ARGS, CARD, CONFIG, EVALUATION, FIGURES, REPORT, WEIGHTS
+from timm_molly.hub.network import is_whole, persist
 from timm_molly.hub.run import read_hub_folder, read_run, read_settings
-from timm_molly.weights import is_network_error, one_line
-
-WAITS = (1, 2, 4, 8)  # seconds between attempts
-MAX_WAIT = 300
 
 
 def push(args: argparse.Namespace) -> None:
@@ -120,16 +108,15 @@ def upload(
 
     def attempt() -> str:
         info = _open(api, repo_id, private, revision, create_pr)
-        remote = {file.rfilename for file in info.siblings or ()}
-        names = make.files(folder)
-        kept = ''
-        if CARD in remote and not overwrite_card and not is_generated(_remote_card(api, repo_id, str(info.sha))):
+        remote = {file.rfilename: file for file in info.siblings or ()}
+        names, kept = make.files(folder), ''
+        stale = [name for name in sorted(remote.keys() - names) if _is_ours(name)]
+        if CARD in remote and not overwrite_card and not is_generated(_remote_card(api, repo_id, info, remote[CARD])):
             names.remove(CARD)
             kept = (
                 f'\n{CARD} was left as it is, because it was edited by hand; figures in it may be of earlier weights. '
                 f'--overwrite-card replaces it.'
             )
-        stale = [name for name in sorted(remote - {*make.files(folder)}) if _is_ours(name)]
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, folder / name) for name in names]
@@ -145,35 +132,38 @@ def upload(
             return f'{repo_id} is up to date{kept}'
         return f'pushed {commit.commit_url}{kept}'
 
-    return _persist(attempt, repo_id, create_pr)
+    advice = 'push again later, which finishes the job'
+    if create_pr:  # a second one would be a nuisance
+        advice = 'see whether the pull request was opened before you push again'
+    return persist(attempt, f'pushed to {repo_id}', advice, once=create_pr)
 
 
 def _open(api: HfApi, repo_id: str, private: bool, revision: str | None, create_pr: bool) -> Any:
     """Return what the Hub says of the branch, after creating it or the repository where there is none."""
     try:
-        info = api.model_info(repo_id)
+        info = api.model_info(repo_id, files_metadata=True)
     except RepositoryNotFoundError:
         if create_pr:
             raise ValueError(f'there is no {repo_id} (for this token) to open a pull request for') from None
         api.create_repo(repo_id, private=True if private else None, exist_ok=True)
-        info = api.model_info(repo_id)
+        info = api.model_info(repo_id, files_metadata=True)
     if private and not info.private:
         raise ValueError(f'{repo_id} is public: make it private on the Hub first, or leave --private out')
     if revision is None:
         return info
     try:
-        return api.model_info(repo_id, revision=revision)
+        return api.model_info(repo_id, revision=revision, files_metadata=True)
     except RevisionNotFoundError:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.model_info(repo_id, revision=revision)
+        return api.model_info(repo_id, revision=revision, files_metadata=True)
 
 
-def _remote_card(api: HfApi, repo_id: str, sha: str) -> str:
+def _remote_card(api: HfApi, repo_id: str, info: Any, file: Any) -> str:
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            return make.read_card(Path(api.hf_hub_download(repo_id, CARD, revision=sha, cache_dir=temporary)))
-        except EntryNotFoundError:
-            return ''
+        path = Path(api.hf_hub_download(repo_id, CARD, revision=info.sha, cache_dir=temporary))
+        if not is_whole(path, file):
+            raise ConnectionError(f'{CARD} of {repo_id} was damaged on its way')
+        return make.read_card(path)
 
 
 def _is_ours(name: str) -> bool:
@@ -181,52 +171,6 @@ def _is_ours(name: str) -> bool:
     return name in (CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION) or (
         name.startswith(f'{FIGURES}/') and name.endswith('.png')
     )
-
-
-def _persist(attempt: Callable[[], str], repo_id: str, create_pr: bool) -> str:
-    """Make attempts until one succeeds, fails for good, or too many have failed."""
-    for wait in (*WAITS, None):
-        try:
-            return attempt()
-        except OfflineModeIsEnabled:
-            raise ConnectionError('HF_HUB_OFFLINE is set, so nothing can be pushed') from None
-        except Exception as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            # Without an answer nobody knows whether a pull request was opened; a second one would be a nuisance.
-            unclear = create_pr and status not in (409, 412, 429, 503)
-            again = (
-                status in (408, 409, 412, 429) or (status or 0) >= 500 or (status is None and is_network_error(error))
-            )
-            if not again and status is None:
-                raise
-            if not again or unclear or wait is None:
-                raise _explained(error, status, repo_id, create_pr and again) from None
-            seconds = _retry_after(error) or wait
-            print(f'{one_line(error)}\ntrying again in {seconds} s', file=sys.stderr)
-            time.sleep(seconds)
-    raise AssertionError('unreachable')
-
-
-def _retry_after(error: Exception) -> int | None:
-    response = getattr(error, 'response', None)
-    after = response.headers.get('Retry-After', '') if response is not None else ''
-    return min(int(after), MAX_WAIT) if after.isdigit() else None
-
-
-def _explained(error: Exception, status: int | None, repo_id: str, unclear: bool) -> Exception:
-    what = {
-        400: 'the Hub refuses what was sent',
-        401: 'the Hub does not know this token',
-        403: f'this token may not write to {repo_id}',
-        404: f'there is no such repository or branch of {repo_id}',
-        409: f'{repo_id} keeps changing',
-        412: f'{repo_id} keeps changing',
-        429: 'the Hub has had too many requests',
-        None: 'the Hub cannot be reached',
-    }.get(status, f'the Hub answers {status}')
-    after = '; see whether the pull request was opened before you push again' if unclear else ''
-    kind = ValueError if status in (400, 401, 403, 404) else ConnectionError
-    return kind(f'{what}, so nothing was changed{after} ({one_line(error)})' if not unclear else f'{what}{after}')
 
 
 def _check_ready(args: argparse.Namespace) -> Path:

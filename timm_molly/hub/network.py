@@ -1,0 +1,99 @@
+"""Talking to the Hub again and again until it listens, or says no."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from timm_molly.weights import one_line
+
+WAITS = (1, 2, 4, 8)  # seconds between attempts
+MAX_WAIT = 300
+REFUSALS = {
+    400: 'the Hub refuses what was sent',
+    401: 'the Hub does not know this token',
+    403: 'this token may not do that',
+    404: 'the Hub has no such place',
+}
+NOTHING_DONE = (409, 412, 429, 503)  # answers of a Hub that has changed nothing
+
+Result = TypeVar('Result')
+
+
+def persist(attempt: Callable[[], Result], goal: str, advice: str, once: bool = False) -> Result:
+    """Make attempts until one succeeds, is refused, or too many have failed.
+
+    Args:
+        attempt: Talks to the Hub; it is made again from the start.
+        goal: What was to be done, after 'nothing was'.
+        advice: What the user can do when the Hub keeps failing.
+        once: Not again where the Hub may have done what it was asked, but did not say so.
+
+    Raises:
+        ValueError: The Hub says no.
+        ConnectionError: It cannot be reached, or keeps failing.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return attempt()
+        except OfflineModeIsEnabled:
+            raise ConnectionError(f'HF_HUB_OFFLINE is set, so nothing was {goal}') from None
+        except Exception as error:
+            # The client wraps what goes wrong with the storage of large files, whose address is good for a time only.
+            storing = isinstance(error, RuntimeError)
+            cause = http_error(error)
+            status = cause.response.status_code if cause is not None else None
+            if status is None and not is_network_error(error):
+                raise
+            said = (cause is not None and cause.server_message) or f'{type(error).__name__}: {one_line(error)}'
+            if status in REFUSALS and not storing:
+                raise ValueError(f'{REFUSALS[status]}, so nothing was {goal}: {said}') from None
+            if once and status not in NOTHING_DONE and not storing:
+                raise ConnectionError(f'the Hub broke off ({said}): {advice}') from None
+            if wait is None:
+                raise ConnectionError(f'the Hub cannot be reached, or keeps failing ({said}): {advice}') from None
+            seconds = _retry_after(cause) or wait
+            print(f'{said}: trying again in {seconds} s', file=sys.stderr)
+            time.sleep(seconds)
+    raise AssertionError('unreachable')
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Tell broken connections and answers that make no sense from other errors of the Hub's client.
+
+    It hands on those of the HTTP library that it has, of JSON, and of its own reading of what was sent.
+    """
+    if isinstance(error.__cause__, BaseException) and isinstance(error, RuntimeError):
+        return is_network_error(error.__cause__)
+    if isinstance(error, OSError):  # but not of files on this machine
+        return isinstance(error, (ConnectionError, TimeoutError)) or error.errno is None
+    return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)) or any(
+        kind.__name__ == 'TransportError' for kind in type(error).__mro__
+    )
+
+
+def http_error(error: BaseException | None) -> HfHubHTTPError | None:
+    """Find the Hub's answer behind an error of its client."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error
+
+
+def is_whole(path: Path, file: Any) -> bool:
+    """Compare a file with what the Hub says of it: the sha256 of a large one, git's name for a small one."""
+    content = path.read_bytes()
+    if file.lfs is not None:
+        return bool(hashlib.sha256(content).hexdigest() == file.lfs.sha256)
+    return bool(hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == file.blob_id)
+
+
+def _retry_after(cause: HfHubHTTPError | None) -> int | None:
+    after = cause.response.headers.get('Retry-After', '') if cause is not None else ''
+    return min(int(after), MAX_WAIT) if after.isdigit() else None
