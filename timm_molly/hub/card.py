@@ -122,7 +122,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
             dataset_type=known or ('imagefolder' if '/' not in where else where.partition('/')[2]),
             dataset_name=where if condition == 'clean' else f'{where}, {condition}',
             dataset_config=condition,
-            dataset_split=split,
+            dataset_split=split if isinstance(split, str) else None,
             metric_type=metric,
             metric_value=round(value, 6),
             metric_name=label,
@@ -304,8 +304,8 @@ with torch.inference_mode():
 print({name}, float(p.max()))
 ```
 
-With {PROJECT}, `timm_molly.hub.load('{about['repo_id']}')` gives the model, its transform, the settings of
-mollification and the report in one call. To fine-tune it with timm's `train.py` on a folder of images of your own:
+With {PROJECT}, `timm_molly.hub.load('{about['repo_id']}')` gives the model, its transform, its report and the settings
+that it was trained with in one call. To fine-tune it with timm's `train.py` on a folder of images of your own:
 
 ```
 pip install timm-molly

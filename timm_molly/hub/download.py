@@ -82,6 +82,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
         for name in (CONFIG, WEIGHTS):
             if name not in files:
                 raise ValueError(f'{repo_id} has no {name}: is it an image classifier of timm?')
+        folders = set()
         for name, file in files.items():
             if (file.size or 0) > MAX_BYTES.get(name, 2**40):
                 raise ValueError(f'{repo_id} has a {name} larger than any such file: {file.size} bytes')
@@ -91,7 +92,10 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
                 path = Path(hf_hub_download(repo_id, name, revision=revision, token=token, force_download=True))
                 if not is_whole(path, file):
                     raise ConnectionError(f'{name} was damaged on its way, twice, or is no longer what it was')
-        return path.parent
+            folders.add(path.parent)
+        if len(folders) > 1:
+            raise ConnectionError(f'{repo_id} changed while it was read')
+        return folders.pop()
 
     try:
         return persist(attempt, f'loaded from {repo_id}', 'try again later')

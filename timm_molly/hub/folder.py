@@ -65,10 +65,12 @@ def read_folder(folder: Path) -> Folder:
     config = read_config(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f'{folder} has no {WEIGHTS}')
-    cfg = config['pretrained_cfg']
+    cfg, classes = config['pretrained_cfg'], config['num_classes']
+    state = read_checkpoint(folder / WEIGHTS, use_ema=False).state
+    if not any(classes in tensor.shape for tensor in state.values()):  # before anything is made as large as it says
+        raise ValueError(f'{folder / WEIGHTS} does not fit {CONFIG}: nothing in it is of {classes} classes')
     arguments = {'num_classes': config['num_classes'], 'in_chans': cfg['input_size'][0], **config['model_args']}
     model = create_model(config['architecture'], pretrained=False, pretrained_cfg=cfg, **arguments)
-    state = read_checkpoint(folder / WEIGHTS, use_ema=False).state
     load_weights(model, state, config['architecture'], folder / WEIGHTS)
     check_finite(model, folder / WEIGHTS)
     digest = fingerprint(model)

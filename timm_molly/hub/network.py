@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from timm_molly.weights import one_line
 
@@ -54,7 +54,9 @@ def persist(attempt: Callable[[], Result], goal: str, advice: str, once: bool = 
                 raise
             said = (cause is not None and cause.server_message) or f'{type(error).__name__}: {one_line(error)}'
             if status in REFUSALS and not storing:
-                raise ValueError(f'{REFUSALS[status]}, so nothing was {goal}: {said}') from None
+                unknown = isinstance(cause, RepositoryNotFoundError)  # which can be 401, for those without a token
+                refusal = 'the Hub shows no such repository to this token' if unknown else REFUSALS[status]
+                raise ValueError(f'{refusal}, so nothing was {goal}: {said}') from None
             if once and status not in NOTHING_DONE and not storing:
                 raise ConnectionError(f'the Hub broke off ({said}): {advice}') from None
             if wait is None:

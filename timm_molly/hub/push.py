@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,9 @@ def push(args: argparse.Namespace) -> None:
         ConnectionError: The Hub could not be reached, or kept failing.
     """
     check_repo_id(args.repo_id)
+    for flag, value in (('--license', args.license), ('--dataset-id', args.dataset_id)):
+        if value is not None and not re.fullmatch(r'\w[\w.+-]*(/[\w.+-]+)?', value):
+            raise ValueError(f'{flag} takes a name as the Hub has them, got {value!r}')
     path = args.run
     ready = (path / CONFIG).is_file()
     if args.output is not None and not args.dry_run:
@@ -168,9 +172,7 @@ def _remote_card(api: HfApi, repo_id: str, info: Any, file: Any) -> str:
 
 def _is_ours(name: str) -> bool:
     """Tell whether a file of the repository is one that an earlier push may have written."""
-    return name in (CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION) or (
-        name.startswith(f'{FIGURES}/') and name.endswith('.png')
-    )
+    return name in (CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION) or bool(re.fullmatch(rf'{FIGURES}/[\w-]+\.png', name))
 
 
 def _check_ready(args: argparse.Namespace) -> Path:

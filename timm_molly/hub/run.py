@@ -77,7 +77,11 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     settings = _agree(written, args, checkpoint, source, name)
     if name is None and not isinstance(settings.get('model'), str):
         raise ValueError(f'neither {folder / ARGS} nor {source.name} says which model it is: add --model')
-    name = str(settings.get('model') or name)
+    name, aa = str(settings.get('model') or name), settings.get('aa') or None
+    if aa is not None:
+        if not isinstance(aa, str):
+            raise ValueError(f'{args or source}: aa must be text, got {aa!r}')
+        split_aa(aa)
 
     add_models()  # also where autoload is off
     model_args = _model_args(name, settings)
@@ -87,14 +91,12 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     check_finite(model, source)
     about = {
         'sha256': fingerprint(model),
-        'aa': settings.get('aa') or None,
+        'aa': aa,
         'ema': checkpoint.ema or None,
         'epoch': checkpoint.epoch,
         'validation': _validation(folder / 'summary.csv', checkpoint, settings),
         'base_model': _base_model(name, settings),
     }
-    if about['aa'] is not None:
-        split_aa(str(about['aa']))
     return Run(
         model.eval(),
         model.pretrained_cfg['architecture'],
