@@ -342,6 +342,15 @@ def test_a_report_of_a_model_is_for_that_model(run, report, tmp_path, capsys, no
     refused(capsys, run, *WRITER, '--report', path, words='report.json measured another model')
 
 
+def test_a_report_on_images_normalised_otherwise_is_refused(run, report, tmp_path, capsys, nothing_done):
+    report = json.loads(json.dumps(report))
+    report['model']['std'] = [0.2, 0.2, 0.25]
+    (tmp_path / 'report.json').write_text(json.dumps(report))
+    nothing_done()
+    words = 'the training normalised with [0.2, 0.2, 0.2]: measure again with --std 0.2 0.2 0.2'
+    refused(capsys, run, *WRITER, '--report', tmp_path / 'report.json', words=words)
+
+
 def at(*keys, value=None):
     def change(report):
         place = report
@@ -365,7 +374,9 @@ def at(*keys, value=None):
         (at('cells', 'fog', value={'1': 3}), 'is not a whole report'),
         (at('cells', value=[]), 'is not a whole report'),
         (at('benchmark', 'kind'), 'is not a whole report'),
-        (at('model', 'sha256'), 'measured another model'),
+        (at('model', 'sha256'), 'is not a whole report'),
+        (at('model', 'crop_mode'), 'is not a whole report'),
+        (at('model', 'sha256', value='a' * 64), 'measured another model'),
         (at('model', 'name'), 'is not a whole report'),
         (at('data', value=None), 'is not a whole report'),
         (at('schema', value='x'), 'is not a report of timm-molly validate'),
@@ -530,7 +541,7 @@ def test_files_too_large_are_not_downloaded(out, hub):
 
 @pytest.mark.parametrize('name', ['no/such', 'nonsense', '../..x', 'a/b/c', 'me/net\n'])
 def test_names_of_nothing(hub, name):
-    with pytest.raises(ValueError, match=r'neither a folder nor|shows no such repository'):
+    with pytest.raises(ValueError, match=r'neither a folder nor|shows no such repository|has no such place'):
         timm_molly.hub.load(name)
 
 

@@ -314,15 +314,18 @@ python train.py --data-dir path/to/images --model hf-hub:{about['repo_id']} --pr
 
 
 def _training(settings: Settings) -> str:
-    rows = [
-        (label, _code(settings[key]))
-        for key, label in RECIPE.items()
-        if settings.get(key) not in (None, 0, False, '', []) and (key not in ONLY_WITH or settings.get(ONLY_WITH[key]))
-    ]
+    rows = [(label, _code(settings[key])) for key, label in RECIPE.items() if _is_on(settings, key)]
     text = "The settings that matter, by their names in timm's `train.py`; `args.yaml` has them all"
     if 'checkpoint_hist' in settings:  # train.py's own, not those of another script
         text += ', and `python train.py --config args.yaml --data-dir ...` trains such a model again'
     return f'{text}.\n\n{_table(rows)}'
+
+
+def _is_on(settings: Settings, key: str) -> bool:
+    value = settings.get(key)
+    if value is None or (key in ONLY_WITH and not settings.get(ONLY_WITH[key])):
+        return False
+    return key == 'seed' or value not in (0, False, '', [])
 
 
 def _limits(config: Settings, report: Report | None) -> str:

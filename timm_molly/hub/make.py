@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,13 @@ def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) 
         folder = Path(temporary, 'folder')
         folder.mkdir()
         if report is not None:
-            read_report(report, run.about['sha256'])
+            measured = read_report(report, run.about['sha256'])['model']
+            for key in ('mean', 'std'):
+                if measured[key] != list(run.data_config[key]):
+                    raise ValueError(
+                        f'{report} measured with {key} {measured[key]}, but the training normalised with '
+                        f'{list(run.data_config[key])}: measure again with --{key} {_spaced(run.data_config[key])}'
+                    )
             shutil.copyfile(report / REPORT if report.is_dir() else report, folder / REPORT)
         if run.args is not None:
             shutil.copyfile(run.args, folder / ARGS)
@@ -177,6 +183,10 @@ def _write_card(folder: Path, parameters: int) -> None:
     if evaluation is not None:
         (folder / EVALUATION).parent.mkdir()
         (folder / EVALUATION).write_text(evaluation, encoding='utf-8')
+
+
+def _spaced(values: Sequence[float]) -> str:
+    return ' '.join(map(str, values))
 
 
 def _check(run: Run, folder: Path) -> None:

@@ -20,6 +20,7 @@ from timm_molly.robustness.names import GROUPS, HELD_OUT, SEVERITIES
 SCHEMA = 'timm-molly/robustness'
 VERSION = 1
 PACKAGES = ('timm-molly', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'imagecorruptions-imaug', 'opencv-python')
+MODEL_KEYS = {'sha256', 'ema', 'input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation'}
 BIN_KEYS = ('images', 'correct', 'confidence')
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 
@@ -123,6 +124,8 @@ def check(report: Report, source: object) -> None:
         again = json.loads(json.dumps(build(model, report['benchmark'], report['data'], cells, '')))
         different = [key for key in ('summary', 'not_finite', 'taught') if again.get(key) != report.get(key)]
         text(report)
+        if not model.keys() >= MODEL_KEYS:
+            raise KeyError(*sorted(MODEL_KEYS - model.keys()))
         for cell in cells.values():
             if cell['bins'] is not None and [len(cell['bins'][key]) for key in BIN_KEYS] != [BINS] * len(BIN_KEYS):
                 raise ValueError('a cell has not the bins that it should have')

@@ -1,0 +1,212 @@
+"""The card: every figure and field in it has a source, and the Hub can read it."""
+
+import json
+import math
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import cell, made
+
+from timm_molly.hub import card
+
+CONFIG = {
+    'architecture': 'resnet50',
+    'num_classes': 10,
+    'pretrained_cfg': {
+        'input_size': (3, 32, 40),
+        'mean': (0.4, 0.5, 0.6),
+        'std': (0.2, 0.3, 0.25),
+        'crop_pct': 0.875,
+        'crop_mode': 'center',
+        'interpolation': 'bicubic',
+    },
+    'model_args': {},
+}
+ABOUT = {'repo_id': 'me/net', 'aa': 'molly-mxxn-b4-kn2+rand-m9', 'ema': True, 'epoch': 7, 'sha256': 64 * 'a'}
+SETTINGS = {'dataset': '', 'data_dir': '/home/somebody/shapes', 'epochs': 12, 'lr': 0.003, 'opt': 'lamb', 'seed': 0}
+MEASURED = {'crop_mode': 'center', 'interpolation': 'bicubic', 'crop_pct': 0.875}
+FIGURES = ['figures/heat-map.png']
+
+
+def write(config=CONFIG, about=ABOUT, settings=SETTINGS, report=None, figures=FIGURES):
+    return card.write(config, about, settings, report, figures if report else [], 25_557_032)
+
+
+@pytest.fixture(scope='module')
+def report():
+    """A report with its own number in every cell."""
+    report = made(**MEASURED)
+    report['data'] |= {'dataset': 'shapes', 'split': 'test'}
+    return report
+
+
+def section(text, heading):
+    return re.search(rf'\n## {heading}\n(.*?)(?=\n## |\n<!--)', text, re.DOTALL)[1]
+
+
+def numbers(text):
+    return re.findall(r'(?<![\w.])\d+\.\d+', text)
+
+
+def test_what_the_hub_reads_is_what_the_report_says(report):
+    text = write(report=report)
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag, data.model_name) == ('timm', 'image-classification', 'net')
+    assert 'mollification' in data.tags
+    found = {(r.dataset_config, r.metric_type): r.metric_value for r in data.eval_results}
+    mean, clean = report['summary']['mean'], report['clean']
+    corrupted = '15 corruptions of cifar-c, severities 1 to 5'
+    for condition, expected in (('clean', clean), (corrupted, mean)):
+        assert found.pop((condition, 'accuracy')) == pytest.approx(1 - expected['error'], abs=1e-6)
+        for metric in ('error', 'nll', 'ece'):
+            assert found.pop((condition, metric)) == pytest.approx(expected[metric], abs=1e-6)
+    assert found == {}
+    assert {(r.dataset_name.partition(',')[0], r.dataset_split) for r in data.eval_results} == {('shapes', 'test')}
+    # The metadata as YAML, without the Hub's client.
+    raw = yaml.safe_load(text.split('---\n')[1])
+    name, results = model_index_to_eval_results(raw['model-index'])
+    assert name == 'net'
+    assert len(results) == 8
+
+
+def test_every_figure_has_a_source(report):
+    text = section(write(report=report), 'How good it is')
+    rows = {line.split(' | ')[0].strip('| '): line for line in text.splitlines() if line.startswith('| ')}
+    summary = report['summary']
+    for name, metrics in {**summary['corruptions'], 'mean of all': summary['mean'], 'clean': report['clean']}.items():
+        expected = [f'{100 * metrics["error"]:.1f}', *(f'{metrics[m]:.3f}' for m in ('nll', 'ece', 'confidence'))]
+        assert numbers(rows.pop(name)) == expected
+    for group, metrics in summary['groups'].items():
+        assert f'| {100 * metrics["error"]:.1f} |' in rows.pop(f'mean of {group}')
+    assert set(rows) <= {'', '---'}
+    assert '![heat map](figures/heat-map.png)' in text
+    limits = section(write(report=report), 'Limits')
+    for cells in (report['clean'], summary['mean']):
+        word = 'more' if cells['confidence'] > 1 - cells['error'] else 'less'
+        assert f'it is {word} sure of itself than it is right' in limits
+        assert f'mean confidence {cells["confidence"]:.3f}, share correct {1 - cells["error"]:.3f}' in limits
+
+
+def test_a_field_without_a_source_is_left_out():
+    text = write(about={'repo_id': 'me/net'}, settings={})
+    data = ModelCard(text).data
+    assert set(data.to_dict()) == {'library_name', 'pipeline_tag', 'tags'}
+    assert 'were not measured' in text
+    for word in (
+        'mollification',
+        'molly-',
+        'trained on',
+        'How it was trained',
+        'Licence',
+        'EMA',
+        'epoch',
+        'started from',
+    ):
+        assert word not in text, word
+    assert 'heinonen2025robust' not in text
+    assert numbers(section(text, 'How good it is')) == []
+
+
+def test_what_is_known_is_said():
+    about = {**ABOUT, 'license': 'mit', 'base_model': 'timm/resnet50.a1_in1k', 'dataset_id': 'me/shapes'}
+    about['validation'] = {'loss': 1.23456, 'top1': 71.239, 'top5': 90.5}
+    text = write(about=about, settings={**SETTINGS, 'checkpoint_hist': 10, 'val_split': 'val'})
+    data = ModelCard(text).data
+    assert (data.license, data.base_model, data.datasets) == ('mit', 'timm/resnet50.a1_in1k', ['me/shapes'])
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ('accuracy', 0.71239, 'me/shapes')
+    assert 'loss 1.2346, top-1 accuracy 71.24 %, top-5 accuracy 90.50 %' in section(text, 'How good it is')
+    model = section(text, 'The model')
+    for words in (
+        '`resnet50`',
+        '25.56 M',
+        '32 x 40 pixels',
+        'bicubic, center crop 0.875',
+        '0.4, 0.5, 0.6; 0.2, 0.3, 0.25',
+    ):
+        assert words in model
+    assert '(EMA) of those in training, after epoch 7 (from 0)' in model
+    assert 'https://huggingface.co/timm/resnet50.a1_in1k' in model
+    training = section(text, 'How it was trained')
+    for row in ('| epochs | `12` |', '| learning rate | `0.003` |', '| optimiser | `lamb` |', '| seed | `0` |'):
+        assert row in training
+    assert 'python train.py --config args.yaml' in training
+    assert 'trained on `shapes`' in text
+    assert 'somebody' not in text  # whose folder it was
+
+
+def test_mollification_is_told_as_it_was_set():
+    text = section(write(), 'Mollification')
+    assert 't ~ Beta(1, 4)' in text
+    assert 'label + γ / 10' in text
+    assert '| clean | 67 % | 0 |' in text
+    assert '| noise | 33 % | sin²(πt/2)^2 |' in text
+    assert 'blur |' not in text
+
+
+def test_evaluation_results_need_a_data_set_on_the_hub(report):
+    assert card.evaluation_file(ABOUT, SETTINGS, report) is None
+    assert card.evaluation_file({**ABOUT, 'dataset_id': 'me/shapes'}, SETTINGS, None) is None
+    other = {**SETTINGS, 'data_dir': 'other'}  # the name given is of the training's data
+    assert card.evaluation_file({**ABOUT, 'dataset_id': 'me/shapes'}, other, report) is None
+    entries = yaml.safe_load(card.evaluation_file({**ABOUT, 'dataset_id': 'me/shapes'}, SETTINGS, report))
+    assert {entry['dataset']['id'] for entry in entries} == {'me/shapes'}
+    values = {entry['dataset']['task_id']: entry['value'] for entry in entries}
+    assert values['corrupted_nll'] == pytest.approx(report['summary']['mean']['nll'], abs=1e-6)
+    assert values['clean_accuracy'] == pytest.approx(1 - report['clean']['error'], abs=1e-6)
+    assert len(entries) == len(values) == 8
+    on_the_hub = json.loads(json.dumps(report))
+    on_the_hub['data']['dataset'] = 'hfds/you/pictures'
+    assert 'id: you/pictures' in card.evaluation_file(ABOUT, SETTINGS, on_the_hub)
+
+
+def test_a_measurement_at_another_size_says_so(report):
+    other = {**CONFIG, 'pretrained_cfg': {**CONFIG['pretrained_cfg'], 'crop_pct': 1.0}}
+    size = report['model']['input_size']
+    text = section(write(other, report=report), 'How good it is')
+    assert f'input_size {size} in place of [3, 32, 40]' in text
+    same = {'input_size': tuple(size), **{k: report['model'][k] for k in ('crop_pct', 'crop_mode', 'interpolation')}}
+    text = section(
+        write({**CONFIG, 'pretrained_cfg': {**CONFIG['pretrained_cfg'], **same}}, report=report), 'How good it is'
+    )
+    assert 'in place of' not in text
+
+
+def test_a_net_that_gave_no_numbers_is_said_to(report):
+    empty = {'images': 10, 'not_finite': 1, **dict.fromkeys(('error', 'nll', 'brier', 'ece', 'confidence', 'bins'))}
+    cells = {('clean', 0): cell(0.1), ('fog', 1): empty}
+    text = write(report={**made(cells=cells, **MEASURED), 'data': report['data']})
+    assert 'logits that are not finite in fog 1' in text
+    found = ModelCard(text).data.eval_results
+    assert {r.dataset_config for r in found} == {'clean'}
+    assert not any(math.isnan(r.metric_value) for r in found)
+
+
+def test_names_do_not_break_the_table_or_the_page():
+    settings = {**SETTINGS, 'data_dir': '/x/a|b`c_*d*\n# e', 'opt': '`|x', 'aa': None}
+    text = write(settings=settings)
+    assert "trained on `a\\|b'c_*d* # e`" in text
+    assert "| optimiser | `'\\|x` |" in text
+
+
+@given(st.text(min_size=1), st.integers(0))
+def test_an_edit_is_noticed(inserted, place):
+    text = write()
+    assert card.is_generated(text)
+    place %= len(text) + 1
+    edited = text[:place] + inserted + text[place:]
+    assert not card.is_generated(edited) or edited == text
+    assert not card.is_generated(text[:place] + text[place + 1 :]) or place >= len(text)
+
+
+def test_our_networks_say_which_package_they_need():
+    text = write({**CONFIG, 'architecture': 'preactresnet18.install_timm-molly'})
+    assert 'pip install timm timm-molly' in text
+    assert 'Unknown model (preactresnet18.install_timm-molly)' in text
+    assert 'the network `preactresnet18` of [timm-molly]' in text
+    assert 'pip install timm\n' in write()
