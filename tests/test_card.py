@@ -133,7 +133,7 @@ def test_what_is_known_is_said():
     assert '(EMA) of those in training, after epoch 7 (from 0)' in model
     assert 'https://huggingface.co/timm/resnet50.a1_in1k' in model
     training = section(text, 'How it was trained')
-    for row in ('| epochs | `12` |', '| learning rate | `0.003` |', '| optimiser | `lamb` |', '| seed | `0` |'):
+    for row in ('- **epochs:** `12`', '- **learning rate:** `0.003`', '- **optimiser:** `lamb`', '- **seed:** `0`'):
         assert row in training
     assert 'python train.py --config args.yaml' in training
     assert 'trained on `shapes`' in text
@@ -144,8 +144,8 @@ def test_mollification_is_told_as_it_was_set():
     text = section(write(), 'Mollification')
     assert 't ~ Beta(1, 4)' in text
     assert 'label + γ / 10' in text
-    assert '| clean | 67 % | 0 |' in text
-    assert '| noise | 33 % | sin²(πt/2)^2 |' in text
+    assert '| clean | 2/3 | 0 |' in text
+    assert '| noise | 1/3 | sin²(πt/2)^2 |' in text
     assert 'blur |' not in text
 
 
@@ -191,7 +191,7 @@ def test_names_do_not_break_the_table_or_the_page():
     settings = {**SETTINGS, 'data_dir': '/x/a|b`c_*d*\n# e', 'opt': '`|x', 'aa': None}
     text = write(settings=settings)
     assert "trained on `a\\|b'c_*d* # e`" in text
-    assert "| optimiser | `'\\|x` |" in text
+    assert "- **optimiser:** `'\\|x`" in text
 
 
 @given(st.text(min_size=1), st.integers(0))

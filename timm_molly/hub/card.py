@@ -143,8 +143,11 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
 def evaluation_file(about: Settings, settings: Settings, report: Report | None) -> str | None:
     """The same figures in the Hub's newer form, which names a data set on the Hub; None where none is known."""
     import yaml
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+    try:
+        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    except ImportError:  # older than this form
+        return None
     known = _hub_id(about, settings, _measured_on(report)) if report else None
     if report is None or known is None:
         return None
@@ -229,19 +232,19 @@ def _model(config: Settings, about: Settings, parameters: int) -> str:
         rows.append(('arguments', ', '.join(f'{key}={value}' for key, value in arguments.items())))
     if 'base_model' in about:
         rows.append(('started from', f'[{about["base_model"]}](https://huggingface.co/{about["base_model"]})'))
-    return _table(rows)
+    return _list(rows)
 
 
 def _mollification(molly: MollyConfig, num_classes: int) -> str:
     words = {'x': 'clean', 'n': 'noise', 'b': 'blur', 'e': 'nothing but noise'}
-    shares = {role: molly.roles.count(role) / len(molly.roles) for role in words if role in molly.roles}
+    shares = {role: f'{molly.roles.count(role)}/{len(molly.roles)}' for role in words if role in molly.roles}
     weights = {'n': f'sin²(πt/2)^{molly.noise_power:g}', 'b': f't^{molly.blur_power:g}', 'e': '1', 'x': '0'}
-    drawn = [(words[role], f'{100 * share:.0f} %', weights[role].removesuffix('^1')) for role, share in shares.items()]
+    drawn = [(words[role], share, weights[role].removesuffix('^1')) for role, share in shares.items()]
     return (
         f'Each training image drew one of the following and a temperature t ~ Beta({molly.alpha:g}, {molly.beta:g}), '
         f'and its label became (1 - γ) · label + γ / {num_classes}. '
         f'The smallest blur is {molly.min_scale:g} pixels wide.\n\n'
-        + _table(drawn, ('image', 'share', 'weight γ of the uniform label'))
+        + _table(('image', 'share', 'weight γ of the uniform label'), drawn)
     )
 
 
@@ -315,10 +318,10 @@ python train.py --data-dir path/to/images --model hf-hub:{about['repo_id']} --pr
 
 def _training(settings: Settings) -> str:
     rows = [(label, _code(settings[key])) for key, label in RECIPE.items() if _is_on(settings, key)]
-    text = "The settings that matter, by their names in timm's `train.py`; `args.yaml` has them all"
+    text = "`args.yaml` has every setting, by its name in timm's `train.py`"
     if 'checkpoint_hist' in settings:  # train.py's own, not those of another script
-        text += ', and `python train.py --config args.yaml --data-dir ...` trains such a model again'
-    return f'{text}.\n\n{_table(rows)}'
+        text += ', so that `python train.py --config args.yaml --data-dir ...` trains such a model again'
+    return f'{text}. Those that matter most:\n\n{_list(rows)}'
 
 
 def _is_on(settings: Settings, key: str) -> bool:
@@ -400,6 +403,9 @@ def _escape(text: str) -> str:
     return re.sub(r'([\\`*_\[\]<>|#])', r'\\\1', ' '.join(text.split()))
 
 
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] | None = None) -> str:
-    head = head or [''] * len(rows[0])
+def _list(rows: Sequence[tuple[str, str]]) -> str:
+    return '\n'.join(f'- **{what}:** {value}' for what, value in rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))

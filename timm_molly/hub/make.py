@@ -145,8 +145,10 @@ def table(root: Path) -> str:
 
 def _write_model(run: Run, about: Mapping[str, Any], folder: Path) -> None:
     """Write weights and config as timm does, from a cfg that says nothing of weights that the model started from."""
-    from timm.models import save_for_hf
+    from timm.models._hub import has_hf_hub, save_for_hf
 
+    if not has_hf_hub():
+        raise ImportError('timm cannot work with this huggingface_hub: pip install -U timm')
     model, cfg = run.model, run.model.pretrained_cfg
     name = run.architecture.partition('.')[0]
     kept = ('first_conv', 'classifier', 'fixed_input_size', 'min_input_size')

@@ -72,18 +72,17 @@ def is_network_error(error: BaseException) -> bool:
 
     It hands on those of the HTTP library that it has, of JSON, and of its own reading of what was sent.
     """
-    if isinstance(error.__cause__, BaseException) and isinstance(error, RuntimeError):
-        return is_network_error(error.__cause__)
     if isinstance(error, OSError):  # but not of files on this machine
-        return isinstance(error, (ConnectionError, TimeoutError)) or error.errno is None
-    return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)) or any(
-        kind.__name__ == 'TransportError' for kind in type(error).__mro__
-    )
+        known = isinstance(error, (ConnectionError, TimeoutError)) or error.errno is None
+    else:
+        unreadable = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError))
+        known = unreadable or any(kind.__name__ == 'TransportError' for kind in type(error).__mro__)
+    return known or (error.__cause__ is not None and is_network_error(error.__cause__))
 
 
 def http_error(error: BaseException | None) -> HfHubHTTPError | None:
     """Find the Hub's answer behind an error of its client."""
-    while error is not None and not isinstance(error, HfHubHTTPError):
+    while error is not None and not (isinstance(error, HfHubHTTPError) and error.response is not None):
         error = error.__cause__
     return error
 
