@@ -1,0 +1,56 @@
+"""The published models: each loads, its files belong together, and its card is what its report makes of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import timm_molly.hub
+from timm_molly.cli import main
+from timm_molly.hub.make import make_again
+
+FOLDER = Path(__file__).parent.parent / 'hub_cards'
+MODELS = sorted(path.parent for path in FOLDER.glob('*/config.json'))
+names = pytest.mark.parametrize('folder', MODELS, ids=lambda folder: folder.name)
+
+
+@names
+def test_card_and_config_are_what_report_and_weights_make_of_them(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / folder.name)
+    changed = make_again(copy)
+    # Pictures are the same but for what another matplotlib makes of them.
+    assert [name for name in changed if not name.startswith('figures/')] in ([], ['config.json'])
+    before, after = (json.loads((path / 'config.json').read_text()) for path in (folder, copy))
+    for key in ('architecture', 'num_classes', 'label_names', 'timm_molly'):  # the rest depends on timm's version
+        assert before.get(key) == after.get(key)
+    for key in ('mean', 'std', 'input_size', 'interpolation', 'crop_pct', 'crop_mode'):
+        assert before['pretrained_cfg'][key] == after['pretrained_cfg'][key]
+
+
+@names
+def test_timm_and_we_load_the_same(folder):
+    ours = timm_molly.hub.load(folder)
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    x = torch.randn(2, *ours.model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(model(x), ours.model(x))
+    assert ours.report['data']['num_classes'] == model.num_classes == len(ours.label_names)
+
+
+@names
+def test_it_is_small_and_listed(folder, capsys, monkeypatch):
+    assert (folder / 'model.safetensors').stat().st_size <= 5_000_000
+    assert f'[{folder.name}]({folder.name}/README.md)' in (FOLDER / 'README.md').read_text()
+    monkeypatch.chdir(FOLDER.parent)
+    assert main(['models']) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f'{folder.name} '))
+    report = json.loads((folder / 'report.json').read_text())
+    assert f'{report["clean"]["nll"]:.3f}' in row
+    assert f'{report["summary"]["mean"]["nll"]:.3f}' in row
+
+
+def test_there_are_models():
+    assert MODELS
