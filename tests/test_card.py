@@ -5,12 +5,14 @@ import math
 import re
 
 import pytest
+import timm
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import cell, made
+from PIL import Image
+from test_report import cell, made, mollified
 
 from timm_molly.hub import card
 
@@ -97,6 +99,8 @@ def test_a_field_without_a_source_is_left_out():
     data = ModelCard(text).data
     assert set(data.to_dict()) == {'library_name', 'pipeline_tag', 'tags'}
     assert 'were not measured' in text
+    assert 'without mollification' in write(about={'repo_id': 'me/net'}, settings={**SETTINGS, 'aa': None})
+    assert 'mollification' not in write(about={'repo_id': 'me/net'})
     for word in (
         'mollification',
         'molly-',
@@ -175,6 +179,60 @@ def test_a_measurement_at_another_size_says_so(report):
         write({**CONFIG, 'pretrained_cfg': {**CONFIG['pretrained_cfg'], **same}}, report=report), 'How good it is'
     )
     assert 'in place of' not in text
+
+
+def test_a_published_set_is_named_for_what_was_measured_on_it(report):
+    benchmark = {'kind': 'official', 'name': 'CIFAR-10-C', 'crop_pct': 1.0, 'severities': [1, 2, 3, 4, 5]}
+    report = {**report, 'benchmark': benchmark, 'model': {**report['model'], 'amp': 'bfloat16'}}
+    about = {**ABOUT, 'dataset_id': 'me/shapes'}
+    text = write(about=about, report=report)
+    results = {r.dataset_config: r for r in ModelCard(text).data.eval_results}
+    assert results['clean'].dataset_type == 'me/shapes'
+    corrupted = results['15 corruptions of CIFAR-10-C, severities 1 to 5']
+    assert corrupted.dataset_type == 'cifar-10-c'
+    assert corrupted.dataset_name.startswith('CIFAR-10-C, ')
+    assert 'corrupted' not in card.evaluation_file(about, SETTINGS, report)
+    assert 'The corrupted images are as published, with crop 1.' in text
+    assert 'in mixed precision, bfloat16' in text
+    alone = {**report, 'clean': None, 'data': {**report['data'], 'dataset': None, 'split': None}}
+    (result, *_) = ModelCard(write(report=alone)).data.eval_results
+    assert result.dataset_name.startswith('CIFAR-10-C, ')
+    assert 'None' not in section(write(report=alone), 'How good it is')
+
+
+def test_a_measurement_of_mollification_is_told(report):
+    text = write(report={**mollified(), 'data': report['data'], 'model': report['model']})
+    assert '| t | noise: correct | confidence | taught | ECE | blur: correct |' in text
+    assert '| 0.25 | 0.875 |' in text
+    assert {r.dataset_config for r in ModelCard(text).data.eval_results} == {'clean'}
+
+
+def test_a_setting_without_effect_is_left_out():
+    assert 'EMA decay' not in write(settings={**SETTINGS, 'model_ema_decay': 0.99})
+    assert '- **EMA decay:** `0.99`' in write(settings={**SETTINGS, 'model_ema_decay': 0.99, 'model_ema': True})
+    assert 'mixed precision' not in write(settings={**SETTINGS, 'amp_dtype': 'float16', 'amp': False})
+    assert 'base batch' not in write(settings={**SETTINGS, 'lr_base': 0.1})
+    assert 'at the base batch size:** `0.1`' in write(settings={**SETTINGS, 'lr': None, 'lr_base': 0.1})
+
+
+@pytest.mark.parametrize(
+    ('channels', 'words'), [(1, "convert('L')"), (3, "convert('RGB')"), (5, 'torch.randn(5, 32, 32)')]
+)
+def test_the_code_to_copy_runs(channels, words, tmp_path, monkeypatch):
+    model = timm.create_model('test_resnet', num_classes=2, in_chans=channels)
+    cfg = {**CONFIG['pretrained_cfg'], 'input_size': (channels, 32, 32), 'mean': (0.5,) * channels}
+    model.pretrained_cfg |= {**cfg, 'std': (0.5,) * channels, 'num_classes': 2, 'label_names': ['cat', 'dog']}
+    config = {**CONFIG, 'num_classes': 2, 'label_names': ['cat', 'dog'], 'pretrained_cfg': cfg}
+    code = re.search(r'```python\n(.*?)```', write(config), re.DOTALL)[1]
+    assert words in code
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (50, 40)).save('photo.jpg')
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained: model)
+    said = []
+    exec(code, {'print': lambda *values: said.append(values)})
+    ((name, p),) = said
+    assert name in ('cat', 'dog')
+    assert 0.5 <= p <= 1
 
 
 def test_a_net_that_gave_no_numbers_is_said_to(report):

@@ -70,7 +70,9 @@ def test_round_trip(train, hub, tmp_path, python, image_folder, capsys, model, e
     half = len(batches) if ema == 'none' else len(batches) // 2
     expected = batches[half:] if ema == 'taken' else batches[:half]
     assert push(folder, *WRITER, *['--no-ema'] * (ema == 'left')) == 0
-    assert "load it: timm.create_model('hf-hub:me/net', pretrained=True)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "load it: timm.create_model('hf-hub:me/net', pretrained=True)" in said.out
+    assert 'model.safetensors: 100%' in said.err  # the client's progress bar
 
     torch.save([x for x, _ in expected], tmp_path / 'x.pt')
     image = sorted((image_folder / 'validation').rglob('*.png'))[0]
@@ -123,6 +125,7 @@ def test_what_train_py_gave_to_the_model_comes_with_it(train, tmp_path, name):
     config = timm.data.resolve_model_data_config(model)
     assert tuple(config['input_size']) == tuple(batches[0][0].shape[1:])
     assert (config['interpolation'], config['crop_pct'], config['crop_mode']) == ('bilinear', 0.8, 'center')
+    assert model.pretrained_cfg['pool_size'] is None  # which is of another size
     channels = config['input_size'][0]
     assert tuple(config['mean']) == (MEAN if channels == 3 else (0.4,))
     assert tuple(config['std']) == (STD if channels == 3 else (0.2,))
@@ -202,11 +205,11 @@ def test_a_second_push_of_the_same_changes_nothing(trained, hub, capsys):
 def test_files_of_an_earlier_push_that_are_no_longer_true_go(trained, reported, hub):
     assert push(trained, *WRITER, '--report', reported) == 0
     head_files = hub.repos['me/net'].refs['main'][-1].files
-    head_files['notes.txt'] = head_files['figures/photo.jpg'] = (b'by hand', False)
+    head_files['notes.txt'] = head_files['figures/photo.png'] = (b'by hand', False)
     assert push(trained, *WRITER) == 0
     assert set(head(hub)) == {
         *('.gitattributes', 'README.md', 'config.json', 'model.safetensors', 'args.yaml'),
-        *('notes.txt', 'figures/photo.jpg'),
+        *('notes.txt', 'figures/photo.png'),
     }
 
 
@@ -222,10 +225,14 @@ def test_a_card_that_a_person_edited_is_kept_unless_asked(trained, reported, hub
         assert head(hub)['README.md'] == edited
         assert 'README.md was left as it is' in capsys.readouterr().out
         assert 'report.json' in head(hub)
+    assert push(trained, *WRITER) == 0
+    assert 'figures/heat-map.png' in head(hub)  # which the card shows
+    assert 'report.json' not in head(hub)
     assert push(trained, *WRITER, '--report', reported, '--overwrite-card') == 0
     assert is_generated(head(hub)['README.md'].decode())
     assert push(trained, *WRITER) == 0  # one that nobody edited is replaced
     assert head(hub)['README.md'] == generated
+    assert 'figures/heat-map.png' not in head(hub)
 
 
 def test_private_branch_and_pull_request(trained, hub, capsys):
@@ -236,9 +243,12 @@ def test_private_branch_and_pull_request(trained, hub, capsys):
     assert b'license: mit' in head(hub, ref='next')['README.md']
     assert b'license: mit' not in head(hub)['README.md']
     assert push(trained, *WRITER, '--create-pr', '--license', 'mit') == 0
-    assert f'opened {hub.url}/me/net/discussions/1' in capsys.readouterr().out
+    assert capsys.readouterr().out == f'opened {hub.url}/me/net/discussions/1\n'
     assert b'license: mit' in head(hub, ref='refs/pr/1')['README.md']
     assert len(hub.repos['me/net'].refs['main']) == 2
+    words = 'me/net has no branch nope to open a pull request for'
+    refused(capsys, trained, *WRITER, '--create-pr', '--revision', 'nope', words=words)
+    assert set(hub.repos['me/net'].refs) == {'main', 'next', 'refs/pr/1'}
     with pytest.raises(ValueError, match='shows no such repository to this token, so nothing was loaded'):
         timm_molly.hub.load('me/net')
     assert timm_molly.hub.load('me/net', token='hf_reader').molly == MollyConfig()
@@ -293,7 +303,7 @@ def test_cards_are_made_again_from_their_report(trained, reported, hub, tmp_path
     before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
     capsys.readouterr()
     assert main(['card', str(out)]) == 0
-    assert capsys.readouterr().out == f'{out}: nothing changed\n'
+    assert capsys.readouterr().out == f'{out}: nothing changed or removed\n'
     assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before
 
     (out / 'report.json').unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import struct
 from argparse import Namespace
@@ -178,6 +179,10 @@ def test_a_checkpoint_that_will_not_do(run, capsys, nothing_done, monkeypatch, t
         (['model', 'test_resnet'], "args.yaml is not train.py's: it holds no settings by name"),
         ('{', 'args.yaml is not YAML'),
         ('!!python/object/apply:os.system ["touch trapped"]', 'args.yaml is not YAML'),
+        ('a: !!bool foo', 'args.yaml is not YAML'),
+        ("a: !!int ''", 'args.yaml is not YAML'),
+        ('a: !!timestamp x', 'args.yaml is not YAML'),
+        ('model_kwargs: &a {x: *a}', "model is None there, 'test_resnet' here"),
         ('a: ' + 'b' * 2**20, 'args.yaml is larger than any args.yaml'),
     ],
 )
@@ -205,7 +210,14 @@ def test_settings_of_another_training(run, capsys, nothing_done, tmp_path, monke
         ({'interpolation': '../x'}, 'interpolation must be one of'),
         ({'crop_pct': -1}, 'crop_pct must be a number above 0'),
         ({'model_kwargs': [1]}, 'model_kwargs must be a mapping, got [1]'),
-        ({'model_kwargs': {'checkpoint_path': 'x'}}, "timm cannot create 'test_resnet'"),
+        ({'model_kwargs': {'checkpoint_path': 'x'}}, "not for a model, 'checkpoint_path'"),
+        ({'model_kwargs': {'trust': True}}, "timm cannot create 'test_resnet'"),
+        ({'model_kwargs': {'name': 'x'}}, "timm cannot create 'test_resnet'"),
+        ({'model_kwargs': {'pretrained': True}}, "not for a model, 'pretrained'"),
+        ({'model_kwargs': {'device': 'meta'}}, "not for a model, 'device'"),
+        ({'model_kwargs': {1: 2}}, "not for a model, '1'"),
+        ({'model_kwargs': {'layers': 10**9}}, 'model_kwargs layers is no plain value'),
+        ({'in_chans': 1}, '1 of another shape: conv1.0.weight'),
         ({'model_kwargs': {'nonsense': 1}}, "timm cannot create 'test_resnet'"),
         ({'aa': 'molly-z'}, "section 'z' in 'molly-z'"),
         ({'aa': 5}, 'args.yaml: aa must be text, got 5'),
@@ -223,6 +235,94 @@ def test_settings_that_make_no_sense(tmp_path, capsys, nothing_done, settings, w
     else:
         refused(capsys, run, '--dry-run', '-o', tmp_path / 'out', words=words)
         refused(capsys, run, *WRITER, words=words)
+
+
+def test_settings_nested_without_end(tmp_path, capsys, nothing_done):
+    run = write_run(tmp_path / 'run', noted={})
+    (run / 'args.yaml').write_text('model: test_resnet\nmodel_kwargs: &a {x: *a}')
+    nothing_done()
+    refused(capsys, run, *WRITER, words='model_kwargs x is no plain value')
+
+
+def test_an_image_size_that_a_model_cannot_take(tmp_path, capsys, nothing_done):
+    settings = {**SETTINGS, 'model': 'test_vit', 'img_size': 64, 'model_kwargs': {'dynamic_img_size': False}}
+    run = write_run(tmp_path / 'run', settings, settings)
+    checkpoint = torch.load(run / 'model_best.pth.tar', weights_only=False)
+    checkpoint['state_dict'] = timm.create_model('test_vit', num_classes=3).state_dict()
+    torch.save(checkpoint, run / 'model_best.pth.tar')
+    nothing_done()
+    refused(capsys, run, *WRITER, words='test_vit cannot take images of (3, 64, 64)')
+
+
+def test_a_class_map_that_is_pickled_is_not_read(tmp_path, monkeypatch, image_folder):
+    monkeypatch.chdir(tmp_path)
+    with open('map.pkl', 'wb') as file:
+        pickle.dump(Trap(), file)
+    settings = {**SETTINGS, 'data_dir': str(image_folder), 'class_map': 'map.pkl'}
+    run = write_run(tmp_path / 'run', settings, settings)
+    assert main(['push', str(run), '--repo-id', 'me/net', '--dry-run', '-o', 'out']) == 0
+    assert not Path('trapped').exists()
+    assert timm_molly.hub.load('out').label_names is None
+
+
+def test_pickled_code_is_not_run_whatever_the_settings_say(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Trap(), 'evil.pth')
+    settings = {**SETTINGS, 'model_kwargs': {'trust': True, 'checkpoint_path': 'evil.pth'}}
+    refused(capsys, write_run(tmp_path / 'run', settings, settings), *WRITER, words='not for a model')
+    assert not Path('trapped').exists()
+
+
+def test_a_config_of_a_giant_is_refused_before_it_is_made(out, monkeypatch):
+    changed_config(out, 'architecture', value='vit_giant_patch14_clip_224')
+    made = []
+    monkeypatch.setattr(torch.nn.Linear, 'reset_parameters', lambda self: made.append(self.weight.device.type))
+    with pytest.raises(ValueError, match='does not fit vit_giant_patch14_clip_224'):
+        timm_molly.hub.load(out)
+    assert set(made) == {'meta'}
+
+
+def test_the_last_layer_of_a_distilled_model_is_found(tmp_path):
+    model = timm.create_model('deit_tiny_distilled_patch16_224', num_classes=3)
+    save_file(model.state_dict(), tmp_path / 'alone.safetensors')
+    push = ['push', str(tmp_path / 'alone.safetensors'), '--model', 'deit_tiny_distilled_patch16_224']
+    assert main([*push, '--repo-id', 'me/net', '--dry-run', '-o', str(tmp_path / 'out')]) == 0
+    assert timm_molly.hub.load(tmp_path / 'out').model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ('summary', 'changes', 'expected'),
+    [
+        (None, {}, {'loss': 0.8, 'top1': 50.0}),
+        (None, {'epoch': 0, 'metric': 40.0}, {'loss': 1.0, 'top1': 40.0}),
+        (None, {'metric': 49.0}, None),  # of another run
+        (None, {'metric': None}, None),
+        ('epoch,eval_top1\n1,40.0\n1,50.0\n1', {}, {'top1': 50.0}),  # resumed, and cut short
+        ('epoch,eval_top1,eval_loss\n1,50.0,nan', {}, {'top1': 50.0}),
+        ('epoch,train_loss\n1,50.0', {}, None),
+        ('\0\n' + 'x' * 200_000, {}, None),
+        ('', {}, None),
+    ],
+)
+def test_what_train_py_measured_is_taken_where_it_is_of_these_weights(tmp_path, summary, changes, expected):
+    run = write_run(tmp_path / 'run', **changes)
+    if summary is not None:
+        (run / 'summary.csv').write_text(summary)
+    assert main(['push', str(run), '--repo-id', 'me/net', '--dry-run', '-o', str(tmp_path / 'out')]) == 0
+    assert read_config(tmp_path / 'out' / 'config.json')['timm_molly'].get('validation') == expected
+
+
+def test_names_of_folders_of_this_machine_are_told_of(tmp_path, report, capsys):
+    settings = {**SETTINGS, 'output': '/home/x', 'resume': '', 'wandb_tags': ['a', '~/b'], 'data_dir': 'here'}
+    run = write_run(tmp_path / 'run', settings, settings)
+    (tmp_path / 'report.json').write_text(json.dumps({**report, 'command': 'timm-molly validate --data-dir /x'}))
+    push = ['push', str(run), '--repo-id', 'me/net', '--dry-run', '-o']
+    assert main([*push, str(tmp_path / 'a'), '--report', str(tmp_path / 'report.json')]) == 0
+    expected = 'note: folders of this machine are named in args.yaml (output, wandb_tags) and report.json (command)'
+    assert expected in capsys.readouterr().err
+    run = write_run(tmp_path / 'run2')
+    assert main([*push[:1], str(run), *push[2:], str(tmp_path / 'b')]) == 0
+    assert 'note:' not in capsys.readouterr().err
 
 
 def test_a_checkpoint_alone(tmp_path, capsys):
@@ -283,6 +383,9 @@ def test_a_reader_cannot_push_to_what_is_there(run, capsys, hub):
         (['--dry-run', '-o', '{run}'], 'is there already: choose another folder, or delete it'),
         (['--dry-run', '-o', '{run}/args.yaml'], 'is there already: choose another folder, or delete it'),
         (['--dry-run', '-o', '{run}/args.yaml/x'], 'args.yaml'),
+        (['--dry-run', '-o', 'new/deep/out', '--report', 'nowhere'], 'no such report: nowhere'),
+        (['--token', 'hf_writer\n'], 'the token has characters that no token has'),
+        (['--token', 'hf_wr\u00eet'], 'the token has characters that no token has'),
         ([*WRITER, '--report', 'nowhere'], 'no such report: nowhere'),
         ([*WRITER, '--report', '{run}/args.yaml'], 'args.yaml is not a report'),
         ([*WRITER, '--license', 'a\nb: c'], "--license takes a name as the Hub has them, got 'a\\nb: c'"),
@@ -369,6 +472,17 @@ def at(*keys, value=None):
     [
         (at('summary', 'mean', 'error', value=0.01), 'was edited: its summary do not follow from its cells'),
         (at('clean', 'error', value='low'), 'is not a whole report'),
+        (at('clean', 'error', value=0.0), 'is not a whole report: ValueError error of clean is 0.0, but'),
+        (at('clean', 'ece', value=0.0), 'is not a whole report: ValueError ece of clean is 0.0, but'),
+        (at('clean', 'nll', value=-1.0), 'is not a whole report'),
+        (at('clean', 'nll', value=float('inf')), 'is not a whole report'),
+        (at('clean', 'bins', 'images', value=['x'] * 15), 'is not a whole report'),
+        (at('clean', 'images', value=13), 'is not a whole report'),
+        (at('cells', 'x|y', value={'1': {}}), 'is not a whole report: ValueError no such corruption: x|y'),
+        (at('model', 'parameters', value=10**400), 'is not a whole report'),
+        (at('packages'), 'is not a whole report'),
+        (at('data', 'split'), 'is not a whole report'),
+        (at('data', 'dataset', value=['x']), 'is not a whole report'),
         (at('clean', 'bins', 'correct', value=[1.0]), 'is not a whole report'),
         (at('clean', 'ece'), 'is not a whole report'),
         (at('cells', 'fog', value={'1': 3}), 'is not a whole report'),
@@ -392,6 +506,13 @@ def test_a_report_that_is_none(run, report, tmp_path, capsys, nothing_done, chan
     refused(capsys, run, *WRITER, '--report', tmp_path / 'report.json', words=words)
 
 
+@pytest.mark.parametrize('content', ['[' * 10**5, '{', '', '[]', '\xff', ' ' * 2**24 + '{}'])
+def test_files_that_are_no_report(out, content):
+    (out / 'report.json').write_text(content, encoding='latin-1')
+    with pytest.raises(ValueError, match=r'report\.json'):
+        timm_molly.hub.load(out)
+
+
 # Folders for the Hub, which may be anybody's.
 
 
@@ -403,9 +524,9 @@ def break_folder(folder, how):
         save_file(state, folder / 'model.safetensors')
         return 'are not the weights that config.json was written for'
     if how == 'other classes':
-        config['num_classes'] = 4
+        config['num_classes'] = config['model_args']['num_classes'] = 4
         (folder / 'config.json').write_text(json.dumps(config))
-        return 'nothing in it is of 4 classes'
+        return 'does not fit test_resnet: 2 of another shape: fc.weight'
     if how == 'other network':
         config['architecture'] = 'test_vit'
         (folder / 'config.json').write_text(json.dumps(config))
@@ -484,8 +605,14 @@ def changed_config(folder, *keys, value):
         (('model_args', 'layers'), [[[[1]]]], 'model_args layers is no plain value'),
         (('model_args', 'layers'), [1] * 500, 'model_args layers is no plain value'),
         (('model_args', 'nonsense'), 1, "timm cannot create 'test_resnet'"),
-        (('label_names',), ['a', 'b', 'c', 'd'], 'label_names must be at most 3 names'),
-        (('label_names',), [1, 2, 3], 'label_names must be at most 3 names'),
+        (('label_names',), ['a', 'b', 'c', 'd'], 'label_names must be 3 names'),
+        (('label_names',), ['a', 'b'], 'label_names must be 3 names'),
+        (('model_args', 'num_classes'), 4, 'model_args num_classes must be 3 as elsewhere'),
+        (('model_args', 'in_chans'), 1, 'model_args in_chans must be 3 as elsewhere'),
+        (('model_args', 'trust'), True, "timm cannot create 'test_resnet'"),
+        (('model_args', 'name'), 'x', "timm cannot create 'test_resnet'"),
+        (('model_args', 'device'), 'meta', 'an argument that is not for a model'),
+        (('label_names',), [1, 2, 3], 'label_names must be 3 names'),
         (('timm_molly',), [], 'timm_molly must be a mapping'),
         (('timm_molly', 'aa'), 5, 'timm_molly aa is malformed'),
         (('timm_molly', 'aa'), 'molly-z', "section 'z' in 'molly-z'"),
@@ -550,6 +677,9 @@ def test_a_folder_has_no_revision(out):
         timm_molly.hub.load(out, revision='main')
 
 
+keys_of_mappings = st.text(max_size=9) | st.sampled_from(
+    ['name', 'trust', 'device', 'in_chans', 'num_classes', 'pretrained']
+)
 leaves = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
     *(st.just(10**30), st.just('../../x'), st.just('hf-hub:a/b')),
@@ -573,7 +703,10 @@ def test_fuzzed_configs_are_read_or_refused(ready, tmp_path_factory, data):
         place = config
         for key in keys[:-1]:
             place = place[key]
-        place[keys[-1]] = data.draw(values)
+        if isinstance(place, dict) and data.draw(st.booleans()):
+            place[data.draw(keys_of_mappings)] = data.draw(values)
+        else:
+            place[keys[-1]] = data.draw(values)
     folder = tmp_path_factory.getbasetemp() / 'fuzz-config'
     folder.mkdir(exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(config))

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from timm_molly.hub.make import make_again
 
             for folder in args.folders:
-                print(f'{folder}: {", ".join(make_again(folder, args.overwrite_card)) or "nothing"} changed')
+                print(f'{folder}: {", ".join(make_again(folder, args.overwrite_card)) or "nothing"} changed or removed')
         elif args.command == 'models':
             from timm_molly.hub.make import table
 

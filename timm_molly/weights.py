@@ -38,8 +38,13 @@ class Checkpoint:
     metric: float | None
 
 
-def create_model(name: str, trust: bool = False, **kwargs: Any) -> Any:
+def create_model(name: str, arguments: Mapping[str, Any], trust: bool = False) -> Any:
     """Do what `timm.create_model` does, without pickled code unless it is to be trusted.
+
+    Args:
+        name: timm's name of the model.
+        arguments: What else `timm.create_model` is given.
+        trust: Run code that the model's weights may have pickled.
 
     Raises:
         ValueError: timm cannot make it, or its weights need pickled code.
@@ -48,7 +53,7 @@ def create_model(name: str, trust: bool = False, **kwargs: Any) -> Any:
 
     with _without_pickled_code(trust):
         try:
-            return timm.create_model(name, **kwargs)
+            return timm.create_model(name, **arguments)
         except Exception as error:  # timm, the Hub's client and the loaders raise all sorts
             if 'weights_only' in str(error) or isinstance(error, pickle.UnpicklingError):
                 raise _needs_code(name) from None
@@ -104,12 +109,12 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
         averaged is not None,
         vars(args) if isinstance(args, argparse.Namespace) else {},
         epoch if isinstance(epoch, int) else None,
-        float(metric) if isinstance(metric, (int, float)) else None,
+        metric if isinstance(metric, float) else None,
     )
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
-    """Load weights into a model, all of them.
+def check_fit(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
+    """Check that weights are those of a model, all of them; the model may be on the device `meta`.
 
     Args:
         model: The model.
@@ -136,6 +141,15 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: 
     ]
     if wrong:
         raise ValueError(f'{source} does not fit {name}: {"; ".join(wrong)}')
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
+    """Load weights into a model, after `check_fit`.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    check_fit(model, state, name, source)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # tensors without values
@@ -185,8 +199,8 @@ def _needs_code(what: object) -> ValueError:
     )
 
 
-def one_line(error: Exception) -> str:
-    """Shorten an error of another library to what fits into a line."""
+def one_line(error: object) -> str:
+    """Shorten an error of another library, or what it says, to what fits into a line."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) < 400 else f'{text[:400]} ...'
 

@@ -119,7 +119,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
         return EvalResult(
             task_type='image-classification',
             task_name='Image Classification',
-            dataset_type=known or ('imagefolder' if '/' not in where else where.partition('/')[2]),
+            dataset_type=known or _kind(where, report),
             dataset_name=where if condition == 'clean' else f'{where}, {condition}',
             dataset_config=condition,
             dataset_split=split if isinstance(split, str) else None,
@@ -134,7 +134,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
             return []
         return [result(where, 'clean', 'accuracy', top1 / 100, 'Accuracy', settings.get('val_split'))]
     return [
-        result(_measured_on(report), condition, metric, value, label, report['data']['split'])
+        result(_measured_on(report, condition), condition, metric, value, label, report['data']['split'])
         for condition, cell in conditions(report).items()
         for metric, value, label in _values(cell)
     ]
@@ -148,8 +148,7 @@ def evaluation_file(about: Settings, settings: Settings, report: Report | None) 
         from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     except ImportError:  # older than this form
         return None
-    known = _hub_id(about, settings, _measured_on(report)) if report else None
-    if report is None or known is None:
+    if report is None:
         return None
     entries = [
         EvalResultEntry(
@@ -159,9 +158,10 @@ def evaluation_file(about: Settings, settings: Settings, report: Report | None) 
             notes=f'{label}, {condition}',
         )
         for condition, cell in conditions(report).items()
+        if (known := _hub_id(about, settings, _measured_on(report, condition))) is not None
         for metric, value, label in _values(cell)
     ]
-    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
 
 
 def conditions(report: Report) -> dict[str, Mapping[str, Any]]:
@@ -180,8 +180,10 @@ def _values(cell: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     return [('accuracy', 1 - cell['error'], 'Accuracy'), *((key, cell[key], label) for key, label in METRICS.items())]
 
 
-def _measured_on(report: Report) -> str:
-    return str(report['data']['dataset'] or report['benchmark'].get('name'))
+def _measured_on(report: Report, condition: str) -> str:
+    """The data set by timm's name, or by that of its folder; corrupted images of a published set are that set's."""
+    published = report['benchmark'].get('name')
+    return str(published if published and condition != 'clean' else report['data']['dataset'])
 
 
 def _trained_on(settings: Settings) -> str | None:
@@ -190,11 +192,21 @@ def _trained_on(settings: Settings) -> str | None:
     return str(settings.get('dataset') or (root and PurePath(str(root)).name) or '') or None
 
 
+def _kind(dataset: str, report: Report | None) -> str:
+    """What `model-index` calls the type: the name of a published set, or what reads folders of images."""
+    if report is not None and dataset == report['benchmark'].get('name'):
+        return dataset.lower()
+    return dataset.partition('/')[2] if '/' in dataset else 'imagefolder'
+
+
 def _hub_id(about: Settings, settings: Settings, dataset: str) -> str | None:
-    """The Hub's name of a data set, where it says it itself or the publisher said it of the one trained on."""
+    """The Hub's name of a data set, where it says it itself or the publisher said it of the one trained on.
+
+    That one is known by its name in timm, or by that of its folder.
+    """
     if dataset.startswith('hfds/'):
         return dataset.removeprefix('hfds/')
-    return about.get('dataset_id') if _trained_on(settings) in (None, dataset) else None
+    return about.get('dataset_id') if _trained_on(settings) == dataset else None
 
 
 def _introduction(config: Settings, about: Settings, settings: Settings, molly: MollyConfig | None) -> str:
@@ -209,7 +221,7 @@ def _introduction(config: Settings, about: Settings, settings: Settings, molly: 
             f'by the same amount, so that it holds up under noise and blur, and knows how sure it can be '
             f'([Heinonen et al., 2025]({PAPER}))'
         )
-    elif 'aa' in about or settings:
+    elif 'aa' in about or 'aa' in settings:
         text += ', without mollification'
     return f'{text}.'
 
@@ -253,7 +265,7 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
     if about.get('validation'):
         names = {'top1': 'top-1 accuracy {:.2f} %', 'top5': 'top-5 accuracy {:.2f} %', 'loss': 'loss {:.4f}'}
         shown = [names[key].format(value) for key, value in about['validation'].items() if key in names]
-        parts.append(f'In its own validation, by which this epoch was chosen, `train.py` measured {", ".join(shown)}.')
+        parts.append(f'In its own validation after this epoch, `train.py` measured {", ".join(shown)}.')
     if report is None:
         return '\n\n'.join([*parts, 'Robustness and calibration were not measured.'])
     from timm_molly.robustness import report as R
@@ -266,14 +278,19 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
         f'{_escape(R.subject(report))}{split}. `report.json` has every figure. '
         f'NLL is in nats, ECE has 15 equal-width bins, confidence is the mean of the largest probability.'
     )
-    cfg = config['pretrained_cfg']
+    trained = {**config['pretrained_cfg'], 'input_size': list(config['pretrained_cfg']['input_size'])}
     different = [
-        f'{key} {model[key]} in place of {list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key]}'
+        f'{key} {model[key]} in place of {trained[key]}'
         for key in ('input_size', 'crop_pct', 'crop_mode', 'interpolation')
-        if model[key] != (list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key])
+        if model[key] != trained[key]
     ]
     if different:
         parts.append(f"It was measured with {', '.join(different)}, the training's.")
+    crop = report['benchmark'].get('crop_pct')
+    if crop is not None:
+        parts.append(f'The corrupted images are as published, with crop {crop:g}.')
+    if model.get('amp'):
+        parts.append(f'It was measured in mixed precision, {model["amp"]}.')
     parts += R.notes(report)
     parts.append(R.markdown(report))
     parts += [f'![{path.rpartition("/")[2].removesuffix(".png").replace("-", " ")}]({path})' for path in figures]
@@ -289,7 +306,14 @@ def _usage(config: Settings, about: Settings) -> str:
     )
     labels = config.get('label_names')
     name = "model.pretrained_cfg['label_names'][int(p.argmax())]" if isinstance(labels, list) else 'int(p.argmax())'
-    mode = 'RGB' if config['pretrained_cfg']['input_size'][0] == 3 else 'L'
+    size = config['pretrained_cfg']['input_size']
+    mode = {1: 'L', 3: 'RGB'}.get(size[0])
+    prepared = (
+        'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n'
+        f"x = transform(Image.open('photo.jpg').convert('{mode}'))"
+    )
+    if mode is None:
+        prepared = f'x = torch.randn{tuple(size)}  # in place of an image that is normalised as said above'
     return f"""```
 {install}
 ```
@@ -297,13 +321,11 @@ def _usage(config: Settings, about: Settings) -> str:
 {why if ours else ''}```python
 import timm
 import torch
-from PIL import Image
-
+{'' if mode is None else 'from PIL import Image' + chr(10)}
 model = timm.create_model('hf-hub:{about['repo_id']}', pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-image = Image.open('photo.jpg').convert('{mode}')
+{prepared}
 with torch.inference_mode():
-    p = model(transform(image)[None]).softmax(1)[0]
+    p = model(x[None]).softmax(1)[0]
 print({name}, float(p.max()))
 ```
 
@@ -327,6 +349,8 @@ def _training(settings: Settings) -> str:
 def _is_on(settings: Settings, key: str) -> bool:
     value = settings.get(key)
     if value is None or (key in ONLY_WITH and not settings.get(ONLY_WITH[key])):
+        return False
+    if key == 'lr_base' and settings.get('lr') is not None:  # which takes its place
         return False
     return key == 'seed' or value not in (0, False, '', [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.hub.folder import ABOUT, CONFIG, MAX_BYTES, REPORT, WEIGHTS, read_folder
-from timm_molly.hub.network import http_error, is_network_error, is_whole, persist
+from timm_molly.hub.network import content_name, http_error, is_network_error, is_whole, persist
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Loaded:
         transform: From a PIL image to the model's input (C, H, W), float32, as in the training's validation.
         molly: Settings of mollification, or None for a model that was trained without, or does not say.
         report: `report.json` of `timm-molly validate` on these weights, or None.
-        label_names: Names of the classes in the order of the logits, or None.
+        label_names: Names of the classes in the order of the logits, or by their place in it; or None.
     """
 
     model: Any
@@ -36,7 +37,8 @@ class Loaded:
 def load(repo_or_dir: str | Path, revision: str | None = None, token: str | None = None) -> Loaded:
     """Load a model from a folder, or from a repository on the Hub.
 
-    Weights are compared with the Hub's checksums, configs are checked, and nothing is unpickled.
+    Files are compared with the Hub's checksums, configs are checked, and nothing is unpickled. Without a network the
+    files are those of an earlier load, from the Hub's cache.
 
     Args:
         repo_or_dir: A folder with `config.json` and `model.safetensors`, or a repository's owner/name.
@@ -75,9 +77,14 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
                 raise
             # Without a network, as timm does: with what an earlier load has left in the cache.
             try:
-                return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, local_files_only=True))
+                kept = snapshot_download(repo_id, revision=revision, allow_patterns=wanted, local_files_only=True)
             except LocalEntryNotFoundError:
                 raise error from None
+            for path in (Path(kept, name) for name in wanted):
+                name = path.resolve().name  # the cache names files as the Hub does, where it can link to them
+                if re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', name) and path.is_file() and not is_whole(path, name):
+                    raise ValueError(f'{path} is damaged: delete it, and load {repo_id} again') from None
+            return Path(kept)
         files = {file.rfilename: file for file in info.siblings or () if file.rfilename in wanted}
         for name in (CONFIG, WEIGHTS):
             if name not in files:
@@ -88,9 +95,9 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
                 raise ValueError(f'{repo_id} has a {name} larger than any such file: {file.size} bytes')
             # By the name of the branch, under which the cache finds them again without a network.
             path = Path(hf_hub_download(repo_id, name, revision=revision, token=token))
-            if not is_whole(path, file):
+            if not is_whole(path, content_name(file)):
                 path = Path(hf_hub_download(repo_id, name, revision=revision, token=token, force_download=True))
-                if not is_whole(path, file):
+                if not is_whole(path, content_name(file)):
                     raise ConnectionError(f'{name} was damaged on its way, twice, or is no longer what it was')
             folders.add(path.parent)
         if len(folders) > 1:

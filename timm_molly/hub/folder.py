@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from timm_molly.plugin import add_models
-from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, read_checkpoint
+from timm_molly.weights import check_finite, check_fit, create_model, fingerprint, load_weights, read_checkpoint
 
 WEIGHTS, CONFIG, CARD, ARGS, REPORT = 'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'report.json'
 FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
@@ -38,7 +40,10 @@ MAX_SIDE, MAX_CLASSES, MAX_NUMBER = 2**13, 10**6, 10_000
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 CROP_MODES = ('center', 'squash', 'border')
 # What timm.create_model and its helpers take for themselves: other weights, other files, other kinds of model.
-RESERVED = {'model_name', 'checkpoint_path', 'cache_dir', 'scriptable', 'exportable', 'no_jit', 'features_only'}
+RESERVED = {
+    *('model_name', 'checkpoint_path', 'cache_dir', 'scriptable', 'exportable', 'no_jit', 'features_only'),
+    *('out_indices', 'device', 'dtype'),
+}
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ def read_folder(folder: Path) -> Folder:
         raise ValueError(f'{folder} has no {WEIGHTS}')
     cfg, classes = config['pretrained_cfg'], config['num_classes']
     state = read_checkpoint(folder / WEIGHTS, use_ema=False).state
-    if not any(classes in tensor.shape for tensor in state.values()):  # before anything is made as large as it says
-        raise ValueError(f'{folder / WEIGHTS} does not fit {CONFIG}: nothing in it is of {classes} classes')
-    arguments = {'num_classes': config['num_classes'], 'in_chans': cfg['input_size'][0], **config['model_args']}
-    model = create_model(config['architecture'], pretrained=False, pretrained_cfg=cfg, **arguments)
+    arguments = {'num_classes': classes, 'in_chans': cfg['input_size'][0], **config['model_args']}
+    arguments |= {'pretrained': False, 'pretrained_cfg': cfg}
+    sketch = _sketch(config['architecture'], arguments)
+    if sketch is not None:  # before anything is made as large as a config may say
+        check_fit(sketch, state, config['architecture'], folder / WEIGHTS)
+    model = create_model(config['architecture'], arguments)
     load_weights(model, state, config['architecture'], folder / WEIGHTS)
     check_finite(model, folder / WEIGHTS)
     digest = fingerprint(model)
@@ -78,6 +85,15 @@ def read_folder(folder: Path) -> Folder:
         raise ValueError(f'{folder / WEIGHTS} are not the weights that {CONFIG} was written for (sha256 {digest})')
     report = read_report(folder / REPORT, digest) if (folder / REPORT).is_file() else None
     return Folder(model.eval(), config, report)
+
+
+def _sketch(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Make a model without memory for its weights, or None for those that cannot be made so."""
+    try:
+        with torch.device('meta'):
+            return create_model(name, arguments)
+    except ValueError:
+        return None
 
 
 def read_report(path: Path, digest: str) -> dict[str, Any]:
@@ -152,18 +168,17 @@ def read_config(path: Path) -> dict[str, Any]:
     taken['fixed_input_size'] = bool(taken['fixed_input_size'])
 
     arguments = config.get('model_args') or {}
-    check(isinstance(arguments, dict), 'model_args must be a mapping', arguments)
-    for key, value in arguments.items():
-        good = key.isidentifier() and key not in RESERVED and not key.startswith('pretrained')
-        check(good, 'model_args has an argument that is not for a model', key)
-        check(_is_plain(value), f'model_args {key} is no plain value', value)
+    check_arguments(arguments, f'{path}: model_args')
+    for key, value in (('num_classes', classes), ('in_chans', size[0])):
+        check(arguments.get(key, value) == value, f'model_args {key} must be {value} as elsewhere', arguments.get(key))
 
     checked = {'architecture': name, 'num_classes': classes, 'pretrained_cfg': taken, 'model_args': arguments}
     labels = config.get('label_names')
     if labels is not None:
         names = list(labels.values()) if isinstance(labels, dict) else labels
-        good = isinstance(names, list) and len(names) <= classes and all(isinstance(n, str) for n in names)
-        check(good, f'label_names must be at most {classes} names', labels)
+        good = isinstance(names, list) and all(isinstance(n, str) for n in names) and len(names) <= classes
+        good = good and (isinstance(labels, dict) or len(names) == classes)
+        check(good, f'label_names must be {classes} names', labels)
         checked['label_names'] = taken['label_names'] = labels
     about = config.get(ABOUT, {})
     check(isinstance(about, dict), f'{ABOUT} must be a mapping', about)
@@ -176,6 +191,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
     check(is_model(name), 'the timm and the timm-molly installed here know no such architecture', name)
     return {**checked, ABOUT: {key: about[key] for key in ABOUT_KEYS if about.get(key) is not None}}
+
+
+def check_arguments(arguments: Any, source: str) -> None:
+    """Check what a model is made with besides its name.
+
+    Raises:
+        ValueError: It is no mapping of names to plain values, or names other weights, files or places.
+    """
+    if not isinstance(arguments, dict):
+        raise ValueError(f'{source} must be a mapping, got {arguments!r}')
+    for key, value in arguments.items():
+        good = isinstance(key, str) and key.isidentifier() and key not in RESERVED and not key.startswith('pretrained')
+        if not good:
+            raise ValueError(f'{source} has an argument that is not for a model, {str(key)[:80]!r}')
+        if not _is_plain(value):
+            raise ValueError(f'{source} {key} is no plain value')
 
 
 def _check_size(path: Path, name: str) -> None:

@@ -28,8 +28,10 @@ from timm_molly.hub.folder import (
     read_report,
 )
 from timm_molly.hub.run import Run, read_hub_folder, read_settings
+from timm_molly.robustness.figures import NAMES
 from timm_molly.weights import create_model, one_line
 
+PICTURES = tuple(f'{FIGURES}/{name}.png' for name in NAMES)
 # Where timm does not know a network of ours, it names this, which says what to do.
 TAG = 'install_timm-molly'
 
@@ -48,8 +50,8 @@ def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) 
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f'{output} is there already: choose another folder, or delete it')
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+    near = next(folder for folder in output.absolute().parents if folder.exists())
+    with tempfile.TemporaryDirectory(dir=near) as temporary:
         folder = Path(temporary, 'folder')
         folder.mkdir()
         if report is not None:
@@ -68,6 +70,7 @@ def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) 
         _check(run, folder)
         if output.exists():
             output.rmdir()
+        output.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(output)
 
 
@@ -79,7 +82,7 @@ def make_again(folder: Path, overwrite_card: bool = False) -> list[str]:
         overwrite_card: Also a card that was edited by hand.
 
     Returns:
-        The files that changed.
+        The files that changed, or went because there is no report any more.
 
     Raises:
         ValueError: A file is missing or malformed, files do not belong to each other, or the card was edited.
@@ -109,7 +112,7 @@ def make_again(folder: Path, overwrite_card: bool = False) -> list[str]:
 def files(folder: Path) -> list[str]:
     """Names of those files in a folder that belong to a Hub repository of ours."""
     found = [name for name in (CARD, CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION) if (folder / name).is_file()]
-    return found + sorted(f'{FIGURES}/{path.name}' for path in (folder / FIGURES).glob('*.png'))
+    return found + [name for name in PICTURES if (folder / name).is_file()]
 
 
 def read_card(path: Path) -> str:
@@ -197,10 +200,18 @@ def _check(run: Run, folder: Path) -> None:
 
     loaded = [read_folder(folder).model]
     if hasattr(_hub, 'load_model_config_from_path'):  # not in timm 1.0.15
-        loaded.append(create_model(f'local-dir:{folder}', pretrained=True).eval())
-    x = torch.randn(1, *run.data_config['input_size'], generator=torch.Generator().manual_seed(0))
+        with tempfile.TemporaryDirectory() as temporary:
+            # By a name that is none to timms that take it for an address, with # and ? in it.
+            place = Path(temporary, 'folder')
+            place.symlink_to(folder.absolute())
+            loaded.append(create_model(f'local-dir:{place}', {'pretrained': True}).eval())
+    size = run.data_config['input_size']
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = run.model(x)
+        try:
+            expected = run.model(x)
+        except Exception as error:  # whatever a model may say
+            raise ValueError(f'{run.architecture} cannot take images of {tuple(size)}: {one_line(error)}') from None
         if not all(torch.equal(model(x), expected) for model in loaded):
             config = json.loads((folder / CONFIG).read_text())
             raise ValueError(

@@ -52,7 +52,7 @@ def persist(attempt: Callable[[], Result], goal: str, advice: str, once: bool = 
             status = cause.response.status_code if cause is not None else None
             if status is None and not is_network_error(error):
                 raise
-            said = (cause is not None and cause.server_message) or f'{type(error).__name__}: {one_line(error)}'
+            said = one_line((cause is not None and cause.server_message) or f'{type(error).__name__}: {error}')
             if status in REFUSALS and not storing:
                 unknown = isinstance(cause, RepositoryNotFoundError)  # which can be 401, for those without a token
                 refusal = 'the Hub shows no such repository to this token' if unknown else REFUSALS[status]
@@ -87,14 +87,19 @@ def http_error(error: BaseException | None) -> HfHubHTTPError | None:
     return error
 
 
-def is_whole(path: Path, file: Any) -> bool:
-    """Compare a file with what the Hub says of it: the sha256 of a large one, git's name for a small one."""
+def is_whole(path: Path, name: str) -> bool:
+    """Compare a file with the Hub's name for its content: the sha256 of a large one, git's for a small one."""
     content = path.read_bytes()
-    if file.lfs is not None:
-        return bool(hashlib.sha256(content).hexdigest() == file.lfs.sha256)
-    return bool(hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == file.blob_id)
+    if len(name) == 64:
+        return hashlib.sha256(content).hexdigest() == name
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == name
+
+
+def content_name(file: Any) -> str:
+    """Return the Hub's name for the content of a file of `model_info`."""
+    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
 
 
 def _retry_after(cause: HfHubHTTPError | None) -> int | None:
     after = cause.response.headers.get('Retry-After', '') if cause is not None else ''
-    return min(int(after), MAX_WAIT) if after.isdigit() else None
+    return min(int(after), MAX_WAIT) if after.isascii() and after.isdecimal() else None

@@ -16,9 +16,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from timm_molly import __version__
 from timm_molly.hub import make
 from timm_molly.hub.card import is_generated
-from timm_molly.hub.folder import ARGS, CARD, CONFIG, EVALUATION, FIGURES, REPORT, WEIGHTS
-from timm_molly.hub.network import is_whole, persist
+from timm_molly.hub.folder import ARGS, CARD, CONFIG, EVALUATION, REPORT, WEIGHTS
+from timm_molly.hub.network import content_name, is_whole, persist
 from timm_molly.hub.run import read_hub_folder, read_run, read_settings
+from timm_molly.robustness import report
 
 
 def push(args: argparse.Namespace) -> None:
@@ -41,6 +42,8 @@ def push(args: argparse.Namespace) -> None:
     token = None if args.dry_run else args.token or get_token()
     if not args.dry_run and not token:
         raise ValueError('no token: log in with `hf auth login`, set HF_TOKEN, or give --token')
+    if token and not re.fullmatch(r'[!-~]+', token):
+        raise ValueError('the token has characters that no token has')
     with tempfile.TemporaryDirectory() as temporary:
         if ready:
             folder = _check_ready(args)
@@ -63,7 +66,8 @@ def push(args: argparse.Namespace) -> None:
         if not args.dry_run:
             url = upload(folder, args.repo_id, token, args.private, args.revision, args.create_pr, args.overwrite_card)
             at = f'@{args.revision}' if args.revision else ''
-            print(f"{url}\nload it: timm.create_model('hf-hub:{args.repo_id}{at}', pretrained=True)")
+            load = f"\nload it: timm.create_model('hf-hub:{args.repo_id}{at}', pretrained=True)"
+            print(url if args.create_pr else url + load)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -97,7 +101,7 @@ def upload(
         repo_id: Owner and name; the repository is created if there is none.
         token: Of a user who may write there.
         private: The repository must be private.
-        revision: Branch, created from main if there is none.
+        revision: Branch, created from main if there is none, but not for a pull request.
         create_pr: Open a pull request in place of a commit to the branch.
         overwrite_card: Also where a card was edited by hand since it was written.
 
@@ -114,13 +118,16 @@ def upload(
         info = _open(api, repo_id, private, revision, create_pr)
         remote = {file.rfilename: file for file in info.siblings or ()}
         names, kept = make.files(folder), ''
-        stale = [name for name in sorted(remote.keys() - names) if _is_ours(name)]
+        ours = (CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION)  # which an earlier push may have left
+        pictures = make.PICTURES
         if CARD in remote and not overwrite_card and not is_generated(_remote_card(api, repo_id, info, remote[CARD])):
             names.remove(CARD)
             kept = (
                 f'\n{CARD} was left as it is, because it was edited by hand; figures in it may be of earlier weights. '
                 f'--overwrite-card replaces it.'
             )
+            pictures = ()  # that it may show
+        stale = [name for name in (*ours, *pictures) if name in remote and name not in names]
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, folder / name) for name in names]
@@ -158,6 +165,8 @@ def _open(api: HfApi, repo_id: str, private: bool, revision: str | None, create_
     try:
         return api.model_info(repo_id, revision=revision, files_metadata=True)
     except RevisionNotFoundError:
+        if create_pr:
+            raise ValueError(f'{repo_id} has no branch {revision} to open a pull request for') from None
         api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.model_info(repo_id, revision=revision, files_metadata=True)
 
@@ -165,14 +174,9 @@ def _open(api: HfApi, repo_id: str, private: bool, revision: str | None, create_
 def _remote_card(api: HfApi, repo_id: str, info: Any, file: Any) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(api.hf_hub_download(repo_id, CARD, revision=info.sha, cache_dir=temporary))
-        if not is_whole(path, file):
+        if not is_whole(path, content_name(file)):
             raise ConnectionError(f'{CARD} of {repo_id} was damaged on its way')
         return make.read_card(path)
-
-
-def _is_ours(name: str) -> bool:
-    """Tell whether a file of the repository is one that an earlier push may have written."""
-    return name in (CONFIG, WEIGHTS, ARGS, REPORT, EVALUATION) or bool(re.fullmatch(rf'{FIGURES}/[\w-]+\.png', name))
 
 
 def _check_ready(args: argparse.Namespace) -> Path:
@@ -202,9 +206,19 @@ def _check_ready(args: argparse.Namespace) -> Path:
 
 
 def _warn_of_paths(folder: Path) -> None:
-    """Tell the user which folders of this machine become public."""
+    """Tell the user which files, when they are public, name folders of this machine."""
+    found = []
     if (folder / ARGS).is_file():
-        settings = read_settings(folder / ARGS)
-        paths = [key for key, value in settings.items() if isinstance(value, str) and Path(value).is_absolute()]
-        if paths:
-            print(f'note: {ARGS} names folders of this machine, in {", ".join(paths)}', file=sys.stderr)
+        keys = [key for key, value in read_settings(folder / ARGS).items() if _has_path(value)]
+        found += [f'{ARGS} ({", ".join(keys)})'] if keys else []
+    if (folder / REPORT).is_file() and _has_path(report.read(folder / REPORT).get('command')):
+        found.append(f'{REPORT} (command)')
+    if found:
+        print(f'note: folders of this machine are named in {" and ".join(found)}', file=sys.stderr)
+
+
+def _has_path(value: Any) -> bool:
+    """Tell whether there is an absolute path in a text, or in one of a list or mapping."""
+    if isinstance(value, (list, dict)):
+        return any(map(_has_path, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and bool(re.search(r'(^|[\s=:\'"])(/|~|[A-Za-z]:[\\/])', value))

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from timm_molly.config import split_aa
-from timm_molly.hub.folder import ABOUT, ARGS, MAX_BYTES, WEIGHTS, read_folder
+from timm_molly.hub.folder import ABOUT, ARGS, MAX_BYTES, WEIGHTS, check_arguments, read_folder
 from timm_molly.plugin import add_models
 from timm_molly.weights import (
     Checkpoint,
@@ -86,7 +86,7 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     add_models()  # also where autoload is off
     model_args = _model_args(name, settings)
     classes = settings.get('num_classes') or checkpoint.settings.get('num_classes') or _count_classes(name, checkpoint)
-    model = create_model(name, pretrained=False, num_classes=classes, **model_args)
+    model = create_model(name, {'num_classes': classes, **model_args, 'pretrained': False})
     load_weights(model, checkpoint.state, name, source)
     check_finite(model, source)
     about = {
@@ -101,7 +101,7 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
         model.eval(),
         model.pretrained_cfg['architecture'],
         model_args,
-        _data_config(model, settings, args),
+        _data_config(model, model_args, settings, args),
         _label_names(settings, model.num_classes),
         args,
         {key: value for key, value in about.items() if value is not None},
@@ -141,7 +141,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f'{path} is larger than any {ARGS}: {path.stat().st_size} bytes')
     try:
         settings = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # PyYAML's constructors raise all sorts
         raise ValueError(f'{path} is not YAML: {one_line(error)}') from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ValueError(f"{path} is not train.py's: it holds no settings by name")
@@ -164,31 +164,31 @@ def _agree(
     return settings
 
 
-def _plain(value: Any) -> Any:
-    """Make tuples lists, as YAML does."""
+def _plain(value: Any, depth: int = 9) -> Any:
+    """Make tuples lists, as YAML does, in values that are not nested without end."""
+    if depth == 0:
+        return None
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: _plain(each, depth - 1) for key, each in value.items()}
+    return [_plain(each, depth - 1) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _model_args(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What train.py gave to `create_model` that changes what the model computes."""
-    from timm.models import load_model_config_from_hf
+    from timm.models import _hub
 
     inherited: Mapping[str, Any] = {}
     source, _, model_id = name.partition(':')
     try:
         if source == 'hf-hub':
-            inherited = load_model_config_from_hf(model_id)[2]
+            inherited = _hub.load_model_config_from_hf(model_id)[2]
         elif source == 'local-dir':
-            from timm.models._hub import load_model_config_from_path
-
-            inherited = load_model_config_from_path(model_id)[2]
+            inherited = _hub.load_model_config_from_path(model_id)[2]
     except Exception as error:  # the Hub's client raises all sorts
         raise ValueError(f'cannot read the config of {name}, from which training started: {one_line(error)}') from None
-    kwargs = settings.get('model_kwargs') or {}
-    if not isinstance(kwargs, Mapping):
-        raise ValueError(f'model_kwargs must be a mapping, got {kwargs!r}')
+    check_arguments(inherited, f'{name}: model_args')
+    kwargs = _plain(settings.get('model_kwargs') or {})
+    check_arguments(kwargs, 'model_kwargs')
     size = settings.get('input_size')
     given = {
         'in_chans': settings.get('in_chans') or (size[0] if isinstance(size, (list, tuple)) and size else 3),
@@ -207,11 +207,14 @@ def _count_classes(name: str, checkpoint: Checkpoint) -> int | None:
 
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     classifier = getattr(cfg, 'classifier', None)
+    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier  # of several, as in DeiT
     weight = checkpoint.state.get(f'{classifier}.weight')
     return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
 
 
-def _data_config(model: Any, settings: Mapping[str, Any], args: Path | None) -> dict[str, Any]:
+def _data_config(
+    model: Any, model_args: Mapping[str, Any], settings: Mapping[str, Any], args: Path | None
+) -> dict[str, Any]:
     """What train.py's validation did with its images."""
     from timm.data import resolve_data_config
 
@@ -221,6 +224,7 @@ def _data_config(model: Any, settings: Mapping[str, Any], args: Path | None) -> 
         raise ValueError(f'{args or "the checkpoint"} has no sound image settings: {one_line(error)}') from None
     if settings:
         found['crop_mode'] = 'center'  # train.py hands on no other
+        found['input_size'] = (model_args['in_chans'], *found['input_size'][1:])
     return {key: found[key] for key in DATA_KEYS}
 
 
@@ -231,7 +235,9 @@ def _label_names(settings: Mapping[str, Any], num_classes: int) -> list[str] | N
     root, name = settings.get('data_dir') or settings.get('data'), str(settings.get('dataset') or '')
     if not isinstance(root, str) or not Path(root).is_dir() or name.partition('/')[0] not in ('', 'torch'):
         return None
-    split, class_map = settings.get('val_split') or 'validation', settings.get('class_map') or ''
+    split, class_map = settings.get('val_split') or 'validation', str(settings.get('class_map') or '')
+    if class_map and not class_map.endswith('.txt'):  # which timm may unpickle
+        return None
     try:
         dataset = create_dataset(name, root=root, split=split, class_map=class_map)
     except Exception:  # not there any more, or only in part
@@ -247,14 +253,18 @@ def _validation(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any])
     if not path.is_file() or averaged != checkpoint.ema or checkpoint.metric is None:
         return None
     chosen_by = f'eval_{settings.get("eval_metric") or "top1"}'
-    with path.open(encoding='utf-8', errors='replace', newline='') as file:
-        for row in csv.DictReader(file):
-            try:
-                if int(row['epoch']) == checkpoint.epoch and math.isclose(float(row[chosen_by]), checkpoint.metric):
-                    found = {key[5:]: float(value) for key, value in row.items() if key and key.startswith('eval_')}
-                    return {key: value for key, value in found.items() if math.isfinite(value)}
-            except (KeyError, TypeError, ValueError):  # a line that was cut short
-                continue
+    try:
+        with path.open(encoding='utf-8', errors='replace', newline='') as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error:
+        return None
+    for row in rows:
+        try:
+            if int(row['epoch']) == checkpoint.epoch and math.isclose(float(row[chosen_by]), checkpoint.metric):
+                found = {key[5:]: float(value) for key, value in row.items() if key and key.startswith('eval_')}
+                return {key: value for key, value in found.items() if math.isfinite(value)}
+        except (KeyError, TypeError, ValueError):  # a line that was cut short
+            continue
     return None
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ['comparison', 'corruptions', 'fit', 'mollification', 'save']
 
 COLOURS = {'noise': '#c2452d', 'blur': '#2f6db3', 'weather': '#3c8d5a', 'digital': '#8757a6', 'held out': '#8a8a8a'}
+NAMES = ('error-by-severity', 'reliability', 'heat-map', 'confidence')  # of the pictures of a report
 REPORTS = ('#8a8a8a', '#c2452d', '#2f6db3', '#3c8d5a', '#8757a6', '#c08a1e')
 
 

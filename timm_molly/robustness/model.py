@@ -77,14 +77,8 @@ def load_model(args: argparse.Namespace) -> Subject:
     if in_chans not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, got --input-size {" ".join(map(str, args.input_size))}')
     kwargs = _model_kwargs(args.model_kwargs)
-    model = create_model(
-        args.model,
-        trust=args.trust_pickle,
-        pretrained=args.checkpoint is None,
-        num_classes=args.num_classes,
-        in_chans=in_chans,
-        **kwargs,
-    )
+    arguments = {'pretrained': args.checkpoint is None, 'num_classes': args.num_classes, 'in_chans': in_chans, **kwargs}
+    model = create_model(args.model, arguments, args.trust_pickle)
     aa = None
     if args.checkpoint is not None:
         checkpoint = read_checkpoint(args.checkpoint, args.use_ema, args.trust_pickle)

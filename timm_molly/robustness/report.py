@@ -6,21 +6,24 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from timm_molly.config import MollyConfig
 from timm_molly.files import write_text
 from timm_molly.functional import blur_gamma, noise_gamma
 from timm_molly.robustness import figures
 from timm_molly.robustness.metrics import BINS, METRICS, Cells, corruption_errors, summarise
-from timm_molly.robustness.names import GROUPS, HELD_OUT, SEVERITIES
+from timm_molly.robustness.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
 
 SCHEMA = 'timm-molly/robustness'
 VERSION = 1
 PACKAGES = ('timm-molly', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'imagecorruptions-imaug', 'opencv-python')
-MODEL_KEYS = {'sha256', 'ema', 'input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation'}
+PREPARATION = ('input_size', 'crop_pct', 'crop_mode', 'interpolation')
 BIN_KEYS = ('images', 'correct', 'confidence')
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 
@@ -83,7 +86,7 @@ def draw(report: Report, folder: Path) -> list[str]:
     """Draw the pictures of a report into a folder, and return their names without .png."""
     pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
     for name, figure in pictures.items():
-        figure.suptitle(title(report), fontsize=7, color='#666666')
+        figure.suptitle(title(report).replace('$', r'\$'), fontsize=7, color='#666666')
         figures.save(figure, folder / f'{name}.png')
     return list(pictures)
 
@@ -99,7 +102,7 @@ def read(path: Path) -> Report:
         report = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise ValueError(f'no such report: {path}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a report: {error}') from None
     if not isinstance(report, dict) or report.get('schema') != SCHEMA:
         raise ValueError(f'{path} is not a report of timm-molly validate')
@@ -112,27 +115,50 @@ def read(path: Path) -> Report:
 
 
 def check(report: Report, source: object) -> None:
-    """Check that everything a report says follows from its cells, by making it again.
+    """Check that a report is whole, and that what can be computed from other figures in it is what it says.
+
+    Error, confidence and ECE of a cell follow from its bins, and the rest of a report from its cells.
 
     Raises:
-        ValueError: It does not, or is no whole report.
+        ValueError: It is not, or is no whole report.
     """
     try:
-        model, clean = report['model'], report['clean']
+        model, data, clean = report['model'], report['data'], report['clean']
         cells = {('clean', 0.0): clean} if clean else {}
         cells |= {(name, float(at)): cell for name, levels in report['cells'].items() for at, cell in levels.items()}
-        again = json.loads(json.dumps(build(model, report['benchmark'], report['data'], cells, '')))
+        for (name, _), cell in cells.items():
+            _check_cell(name, cell)
+        again = json.loads(json.dumps(build(model, report['benchmark'], data, cells, '')))
         different = [key for key in ('summary', 'not_finite', 'taught') if again.get(key) != report.get(key)]
+        missing = [key for key in ('name', 'sha256', 'ema', 'mean', 'std', 'amp', *PREPARATION) if key not in model]
+        missing += [key for key in ('dataset', 'split') if not isinstance(data[key], (str, type(None)))]
+        if missing or not isinstance(report['packages'], dict) or not isinstance(report['command'], str):
+            raise ValueError(', '.join(missing))
         text(report)
-        if not model.keys() >= MODEL_KEYS:
-            raise KeyError(*sorted(MODEL_KEYS - model.keys()))
-        for cell in cells.values():
-            if cell['bins'] is not None and [len(cell['bins'][key]) for key in BIN_KEYS] != [BINS] * len(BIN_KEYS):
-                raise ValueError('a cell has not the bins that it should have')
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f'{source} is not a whole report: {type(error).__name__} {error}') from None
     if different:
         raise ValueError(f'{source} was edited: its {" and ".join(different)} do not follow from its cells')
+
+
+def _check_cell(name: str, cell: Mapping[str, Any]) -> None:
+    """Raise ValueError where the figures of a cell cannot be, or are not those of its bins."""
+    if name not in ('clean', 'noise', 'blur', *COMMON, *HELD_OUT):
+        raise ValueError(f'no such corruption: {name}')
+    values = [cell[metric] for metric in METRICS]
+    if cell['bins'] is None and values == [None] * len(values):
+        return  # of a model whose logits were not finite
+    images, correct, confidence = (np.array(cell['bins'][key], float) for key in BIN_KEYS)
+    if not all(row.shape == (BINS,) and (row >= 0).all() for row in (images, correct, confidence)):
+        raise ValueError(f'{name} has no {BINS} bins')
+    total = images.sum()
+    expected = {'error': 1 - correct.sum() / total, 'confidence': confidence.sum() / total}
+    expected['ece'] = np.abs(correct - confidence).sum() / total
+    for metric, value in expected.items():
+        if not math.isclose(cell[metric], value, rel_tol=1e-6, abs_tol=1e-6):
+            raise ValueError(f'{metric} of {name} is {cell[metric]}, but {value:.6f} by its bins')
+    if total != cell['images'] or not (0 <= cell['nll'] < math.inf and 0 <= cell['brier'] <= 2):
+        raise ValueError(f'figures of {name} that cannot be')
 
 
 def text(report: Report) -> str:
