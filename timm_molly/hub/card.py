@@ -15,7 +15,7 @@ Settings = Mapping[str, Any]
 Report = dict[str, Any]
 
 PAPER = 'https://arxiv.org/abs/2406.01494'
-PROJECT = '[timm-molly](https://pypi.org/project/timm-molly/)'
+PROJECT = '`timm-molly`'
 METRICS = {'error': 'Error', 'nll': 'Negative log-likelihood', 'ece': 'Expected calibration error (15 bins)'}
 # What a reader wants to know of a training; args.yaml has the rest.
 RECIPE = {
@@ -274,7 +274,7 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
     version = report.get('packages', {}).get('timm-molly')
     split = f' (split {_code(data["split"])})' if data['split'] else ''
     parts.append(
-        f'Measured with `timm-molly validate`{f" of {PROJECT} {version}" if version else ""} on '
+        f'Measured with `timm-molly validate`{f" {version}" if version else ""} on '
         f'{_escape(R.subject(report))}{split}. `report.json` has every figure. '
         f'NLL is in nats, ECE has 15 equal-width bins, confidence is the mean of the largest probability.'
     )
