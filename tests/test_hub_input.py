@@ -258,6 +258,7 @@ def test_a_class_map_that_is_pickled_is_not_read(tmp_path, monkeypatch, image_fo
     monkeypatch.chdir(tmp_path)
     with open('map.pkl', 'wb') as file:
         pickle.dump(Trap(), file)
+    monkeypatch.setattr(timm.data, 'create_dataset', lambda *_, **__: pytest.fail('read'))  # older ones unpickle it
     settings = {**SETTINGS, 'data_dir': str(image_folder), 'class_map': 'map.pkl'}
     run = write_run(tmp_path / 'run', settings, settings)
     assert main(['push', str(run), '--repo-id', 'me/net', '--dry-run', '-o', 'out']) == 0
