@@ -218,7 +218,7 @@ def _introduction(config: Settings, about: Settings, settings: Settings, molly: 
     if molly:
         text += (
             f' with *mollification* (`--aa {about["aa"]}`): on noised and blurred images whose labels lose confidence '
-            f'by the same amount, so that it holds up under noise and blur, and knows how sure it can be '
+            f'by the same amount, which is meant to make it hold up under noise and blur and know how sure it can be '
             f'([Heinonen et al., 2025]({PAPER}))'
         )
     elif 'aa' in about or 'aa' in settings:
