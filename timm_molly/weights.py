@@ -130,12 +130,12 @@ def check_fit(model: nn.Module, state: Mapping[str, Any], name: str, source: obj
     common = [key for key in own if key in state]
     foreign = [key for key in common if not isinstance(state[key], Tensor)]
     if foreign:
-        raise ValueError(f'{source} does not fit {name}: {_some(foreign)} is no tensor')
+        raise ValueError(f'{source} does not fit {name}: {some(foreign)} is no tensor')
     shapes = [
         f'{key} is {_kind(state[key])}, not {_kind(own[key])}' for key in common if _kind(state[key]) != _kind(own[key])
     ]
     wrong = [
-        f'{len(keys)} {what}: {_some(keys)}'
+        f'{len(keys)} {what}: {some(keys)}'
         for what, keys in (('missing', missing), ('unknown', unknown), ('of another shape', shapes))
         if keys
     ]
@@ -165,7 +165,7 @@ def check_finite(model: nn.Module, source: object) -> None:
         if value.is_floating_point() and not (value.isfinite() if name in parameters else ~value.isnan()).all()
     ]
     if broken:
-        raise ValueError(f'{source} has weights that are not finite, as of a training that diverged: {_some(broken)}')
+        raise ValueError(f'{source} has weights that are not finite, as of a training that diverged: {some(broken)}')
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -209,6 +209,7 @@ def _kind(tensor: Tensor) -> str:
     return f'{"real" if tensor.is_floating_point() else "integer"} {tuple(tensor.shape)}'
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """List a few of many names."""
     shown = ', '.join(names[:5])
     return shown if len(names) <= 5 else f'{shown} and {len(names) - 5} more'

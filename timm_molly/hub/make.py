@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) 
         if report is not None:
             measured = read_report(report, run.about['sha256'])['model']
             for key in ('mean', 'std'):
-                if measured[key] != list(run.data_config[key]):
+                trained = list(run.data_config[key])
+                if measured[key] != trained:
                     raise ValueError(
-                        f'{report} measured with {key} {measured[key]}, but the training normalised with '
-                        f'{list(run.data_config[key])}: measure again with --{key} {_spaced(run.data_config[key])}'
+                        f'{report} measured with {key} {measured[key]}, but the training normalised with {trained}: '
+                        f'measure again with --{key} {" ".join(map(str, trained))}'
                     )
             shutil.copyfile(report / REPORT if report.is_dir() else report, folder / REPORT)
         if run.args is not None:
@@ -188,10 +189,6 @@ def _write_card(folder: Path, parameters: int) -> None:
     if evaluation is not None:
         (folder / EVALUATION).parent.mkdir()
         (folder / EVALUATION).write_text(evaluation, encoding='utf-8')
-
-
-def _spaced(values: Sequence[float]) -> str:
-    return ' '.join(map(str, values))
 
 
 def _check(run: Run, folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from timm_molly.config import MollyConfig
 from timm_molly.functional import blur, noise
 from timm_molly.robustness import corruptions as C
+from timm_molly.weights import some
 
 SPLITS = ('train', 'training', 'val', 'validation', 'eval', 'evaluation', 'test')
 KEPT_BYTES = 2**28
@@ -422,12 +423,7 @@ def _folder_cells(
             files, labels, classes = found, images.labels, images.classes or []
         elif found != files:
             raise ValueError(
-                f'{root}: the files of {cells[0]} and {name} {s} differ in {some(set(found) ^ set(files))}'
+                f'{root}: the files of {cells[0]} and {name} {s} differ in {some(sorted(set(found) ^ set(files)))}'
             )
         cells.append(Cell(name, s, FolderImages(path, files, labels, classes, img_mode), transform))
     return cells
-
-
-def some(names: set[str]) -> str:
-    """List a few of many names."""
-    return ', '.join(sorted(names)[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

@@ -22,7 +22,7 @@ from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell, Loader
 from timm_molly.robustness.metrics import METRICS, CellMetrics
 from timm_molly.robustness.model import Subject
-from timm_molly.weights import one_line
+from timm_molly.weights import one_line, some
 
 Results = dict[tuple[str, float], dict[str, Any]]
 
@@ -75,11 +75,11 @@ def check_classes(classes: Sequence[str] | None, subject: Subject, where: object
         different = set(labels) ^ set(classes)
         raise ValueError(
             f'the class folders of {where} are not the classes that {name} names: they differ in '
-            + (benchmark.some(different) if different else 'their order')
+            + (some(sorted(different)) if different else 'their order')
         )
     print(
-        f'note: the class folders of {where} ({benchmark.some(set(classes))}) and the classes that {name} names '
-        f'({benchmark.some(set(labels))}) have nothing in common; they are taken to be in the same order',
+        f'note: the class folders of {where} ({some(sorted(classes))}) and the classes that {name} names '
+        f'({some(sorted(labels))}) have nothing in common; they are taken to be in the same order',
         file=sys.stderr,
     )
 

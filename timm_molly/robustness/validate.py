@@ -21,6 +21,7 @@ from timm_molly.robustness.measure import (
     open_images,
 )
 from timm_molly.robustness.model import Subject, load_model
+from timm_molly.weights import some
 
 CHOICES = {'common': C.COMMON, 'held-out': C.HELD_OUT, 'all': (*C.COMMON, *C.HELD_OUT), **C.GROUPS}
 
@@ -121,9 +122,7 @@ def _corruptions(
     check_classes(classes, subject, args.corrupted_dir, bool(args.class_map))
     if images is not None and classes and images.classes and classes != images.classes:
         different = set(classes) ^ set(images.classes)
-        raise ValueError(
-            f'the class folders of the clean and the corrupted images differ in {benchmark.some(different)}'
-        )
+        raise ValueError(f'the class folders of the clean and the corrupted images differ in {some(sorted(different))}')
     what = {'kind': 'official', 'name': args.corrupted_dir.resolve().name, 'crop_pct': crop_pct, **what}
     return cells + corrupted, what
 
