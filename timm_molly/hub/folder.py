@@ -109,8 +109,10 @@ def read_report(path: Path, digest: str) -> dict[str, Any]:
     found = report.read(path)
     report.check(found, path)
     if found['model'].get('sha256') != digest:
-        ema = {True: ' (its EMA weights)', False: ' (not its EMA weights)'}.get(found['model'].get('ema'), '')
-        raise ValueError(f'{path} measured another model: {report.label(found["model"])}{ema}; measure this one')
+        raise ValueError(
+            f'{path} measured another model or other weights, {report.label(found["model"])}: measure the ones that it '
+            f'is to go with (--use-ema for EMA weights)'
+        )
     return found
 
 
