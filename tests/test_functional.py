@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -176,10 +177,61 @@ def test_gradients_flow_even_after_a_call_in_inference_mode():
     assert torch.autograd.gradcheck(noise, (x, t, eps))
 
 
-def test_huge_and_tiny_images():
-    tall = images((1, 1, 4096, 2), torch.float32)
-    assert blur(tall, torch.tensor([0.5])).isfinite().all()
-    assert torch.equal(blur(torch.ones(2, 3, 1, 1), torch.tensor([0.0, 1.0])), torch.ones(2, 3, 1, 1))
+@settings(deadline=None)
+@given(shapes, st.sampled_from(DTYPES), st.sampled_from(['itself', 'another']), st.booleans(), st.data())
+def test_the_result_goes_where_it_is_told(shape, dtype, where, gaps, data):
+    x, eps, t = images(shape, dtype), images(shape, dtype, seed=1), draw_t(data, shape[0])
+    for function in (lambda x, out=None: noise(x, t, eps, out=out), lambda x, out=None: blur(x, t, out=out)):
+        expected = function(x)
+        place = torch.full((3 * shape[0], *shape[1:]), 7, dtype=dtype)
+        out = place[1::3] if gaps else place[: shape[0]]
+        source = x if where == 'another' else out.copy_(x)
+        assert function(source, out) is out
+        assert torch.equal(out, expected)
+        assert (place[2::3] == 7).all() if gaps else (place[shape[0] :] == 7).all()
+
+
+def test_the_noise_can_be_overwritten():
+    x, eps, t = images((2, 3, 8, 8)), images((2, 3, 8, 8), seed=1), torch.tensor([0.3, 0.6])
+    expected = noise(x, t, eps)
+    assert torch.equal(noise(x, t, eps, out=eps), expected)
+
+
+@pytest.mark.parametrize(
+    ('shape', 't'),
+    [
+        *itertools.product([(1, 1, 4096, 2), (2, 3, 1, 1), (2, 3, 1, 4096)], [0.0, 1e-30, 1e-6, 0.5, 1 - 6e-8, 1.0]),
+        ((1, 1, 4096, 4096), 0.5),
+    ],
+)
+def test_huge_and_tiny_images_and_temperatures(shape, t):
+    x, temperatures = images(shape, torch.float32), torch.full(shape[:1], t)
+    assert np.abs(blur(x, temperatures).numpy() - reference_blur(x, temperatures, 0.3)).max() < 2e-5
+    eps = images(shape, torch.float32, seed=1)
+    angle = math.pi / 2 * temperatures.double().numpy()[:, None, None, None]
+    expected = np.cos(angle) * x.double().numpy() + np.sin(angle) * eps.double().numpy()
+    assert np.abs(noise(x, temperatures, eps).numpy() - expected).max() < 2e-6
+
+
+@pytest.mark.filterwarnings('ignore:Torchinductor does not support code generation for complex operators')
+def test_the_functional_part_compiles_whole():
+    def step(x, t, eps, y):
+        return (
+            noise(x, t, eps),
+            blur(x, t),
+            noise(x, t, eps, out=torch.empty_like(x)),
+            smooth(y, noise_gamma(t)),
+            smooth(y, blur_gamma(t, 2.0)),
+        )
+
+    # 'eager' shows that nothing breaks the graph, quickly; the default writes code.
+    for backend, (batch, height, width) in (('eager', (4, 16, 16)), ('eager', (3, 9, 20)), ('inductor', (4, 9, 16))):
+        shape = (batch, 3, height, width)
+        x, eps = images(shape, torch.float32), images(shape, torch.float32, seed=1)
+        arguments = x, torch.linspace(0, 1, batch), eps, images((batch, 5)).float().softmax(1)
+        compiled = torch.compile(step, fullgraph=True, backend=backend)
+        for out, expected in zip(compiled(*arguments), step(*arguments), strict=True):
+            torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +247,8 @@ def test_huge_and_tiny_images():
         (lambda x, t: blur(x, t + 0.8), r't must be in \[0, 1\], got 1.3 in a tensor of shape \(2,\)'),
         (lambda x, t: blur(x, t - 0.1), r't must be in \[0, 1\], got -0.1 in a tensor'),
         (lambda x, t: noise(x, t, x[:1]), r'eps must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
+        (lambda x, t: noise(x, t, x, out=x[:1]), r'out must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
+        (lambda x, t: blur(x, t, out=x[:, :1]), r'out must be shaped as x, .* got .* \(2, 1, 8, 8\)'),
         (lambda x, t: blur(x, t, 0.0), r'min_scale must be above 0 and at most the image side \(8 px\), got 0'),
         (lambda x, t: blur(x, t, 9.0), 'min_scale .* got 9'),
         (lambda x, t: noise_gamma(t + 1), r't must be in \[0, 1\], got 1.5'),

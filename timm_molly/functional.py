@@ -15,14 +15,13 @@ Values (t in [0, 1], no NaN) are checked for CPU tensors only: on an accelerator
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def noise(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def noise(x: Tensor, t: Tensor, eps: Tensor, out: Tensor | None = None) -> Tensor:
     """Mix normalised images with Gaussian noise on the variance-preserving cosine schedule.
 
     `cos(pi t / 2) * x + sin(pi t / 2) * eps`
@@ -31,23 +30,26 @@ def noise(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         x: Normalised images (B, C, H, W), floating point.
         t: Temperatures (B,), floating point in [0, 1].
         eps: Standard normal noise, shaped as `x`.
+        out: Where the result goes, shaped as `x`: `x` itself to work in place. By default a new tensor.
 
     Returns:
-        Noisy images like `x` (shape, dtype, memory format): `x` itself at t = 0, `eps` at t = 1.
+        Noisy images like `x` (shape, dtype, memory format), or `out`: `x` itself at t = 0, `eps` at t = 1.
 
     Raises:
         ValueError: A shape, dtype or value is not as above.
     """
     check_images(x)
     check_unit_interval('t', t, len(x))
-    if eps.shape != x.shape:
-        raise ValueError(f'eps must be shaped as x, {tuple(x.shape)}, got {describe(eps)}')
+    _check_shaped_as('eps', eps, x)
+    if out is not None:
+        _check_shaped_as('out', out, x)
     dtype = _compute_dtype(x)
     angle = (math.pi / 2 * t.to(dtype))[:, None, None, None]
-    return _like(angle.cos() * x.to(dtype) + angle.sin() * eps.to(dtype), x)
+    place = x if out is x and x.dtype == dtype else None
+    return _like(torch.mul(x.to(dtype), angle.cos(), out=place).addcmul_(eps.to(dtype), angle.sin()), x, out)
 
 
-def blur(x: Tensor, t: Tensor, min_scale: float = 0.3) -> Tensor:
+def blur(x: Tensor, t: Tensor, min_scale: float = 0.3, out: Tensor | None = None) -> Tensor:
     """Run the heat equation on the images, with reflecting borders, until the blur is `blur_scale` pixels wide.
 
     In the orthonormal DCT-II basis the coefficient of frequency (i, j) is multiplied by
@@ -59,22 +61,28 @@ def blur(x: Tensor, t: Tensor, min_scale: float = 0.3) -> Tensor:
         t: Temperatures (B,), floating point in [0, 1].
         min_scale: Blur at t = 0, in pixels, above 0 and at most max(H, W). The default is the paper's, and hardly
             visible.
+        out: Where the result goes, shaped as `x`: `x` itself to work in place. By default a new tensor.
 
     Returns:
-        Blurred images like `x` (shape, dtype, memory format). Each channel keeps its mean.
+        Blurred images like `x` (shape, dtype, memory format), or `out`. Each channel keeps its mean.
 
     Raises:
         ValueError: A shape, dtype or value is not as above.
     """
     check_images(x)
     check_unit_interval('t', t, len(x))
-    height, width = x.shape[-2:]
+    if out is not None:
+        _check_shaped_as('out', out, x)
+    batch_size, channels, height, width = x.shape
     dtype = _compute_dtype(x)
     tau = blur_scale(t.to(dtype), max(height, width), min_scale).square() / 2
     with torch.autocast(x.device.type, enabled=False):
         rows = _heat_kernel(tau, height)
         columns = rows if height == width else _heat_kernel(tau, width)
-        return _like(rows[:, None] @ x.to(dtype) @ columns[:, None], x)
+        # As (B, H, C, W) the channels of an image share both products.
+        blurred = rows @ x.to(dtype).transpose(1, 2).flatten(2)
+        blurred = blurred.view(batch_size, height * channels, width) @ columns
+        return _like(blurred.view(batch_size, height, channels, width).transpose(1, 2), x, out)
 
 
 def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
@@ -92,8 +100,7 @@ def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
         ValueError: `t` is outside [0, 1], or `min_scale` is not above 0 and at most `size`.
     """
     _check_values('t', t)
-    if not 0 < min_scale <= size:
-        raise ValueError(f'min_scale must be above 0 and at most the image side ({size} px), got {min_scale}')
+    check_min_scale(min_scale, size)
     return torch.exp((1 - t) * math.log(min_scale) + t * math.log(size))
 
 
@@ -166,6 +173,12 @@ def check_unit_interval(name: str, value: Tensor, batch_size: int) -> None:
     _check_values(name, value)
 
 
+def check_min_scale(min_scale: float, size: int) -> None:
+    """Raise a ValueError unless the smallest blur is above 0 and at most the longer side of the image, in pixels."""
+    if not 0 < min_scale <= size:
+        raise ValueError(f'min_scale must be above 0 and at most the image side ({size} px), got {min_scale}')
+
+
 def describe(value: Any) -> str:
     """Name a value in an error message: dtype and shape of a tensor, or the type of anything else."""
     if isinstance(value, Tensor):
@@ -173,12 +186,17 @@ def describe(value: Any) -> str:
     return f'{type(value).__name__} {value!r}'[:100]
 
 
+def _check_shaped_as(name: str, value: Tensor, x: Tensor) -> None:
+    if value.shape != x.shape:
+        raise ValueError(f'{name} must be shaped as x, {tuple(x.shape)}, got {describe(value)}')
+
+
 def _check_values(name: str, value: Tensor) -> None:
-    if value.device.type != 'cpu' or torch.compiler.is_compiling():
+    if value.device.type != 'cpu' or value.numel() == 0 or torch.compiler.is_compiling():
         return
-    outside = ~((value >= 0) & (value <= 1))  # NaN is outside too
-    if outside.any():
-        worst = value[outside][0].item()
+    low, high = value.detach().aminmax()  # both NaN if one value is
+    if not (low.item() >= 0 and high.item() <= 1):
+        worst = value[~((value >= 0) & (value <= 1))][0].item()
         raise ValueError(f'{name} must be in [0, 1], got {worst:g} in a tensor of shape {tuple(value.shape)}')
 
 
@@ -191,27 +209,24 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _like(out: Tensor, x: Tensor) -> Tensor:
-    """Return `out` in the dtype and memory format of `x`."""
-    if out.dtype == x.dtype and out.stride() == x.stride():
-        return out
-    return torch.empty_like(x).copy_(out)
+def _like(result: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
+    """Return the result in `out`, or in the dtype and memory format of `x`."""
+    if out is None:
+        out = torch.empty_like(x)
+        if result.dtype == out.dtype and result.stride() == out.stride():
+            return result
+    return out if result is out else out.copy_(result)
 
 
 def _heat_kernel(tau: Tensor, size: int) -> Tensor:
-    """Return the matrices (B, size, size) that run the heat equation on a line of `size` pixels for times tau (B,)."""
-    basis = _dct_basis(size, tau.device, tau.dtype)
-    frequency = math.pi / size * torch.arange(size, device=tau.device, dtype=tau.dtype)
-    decay = torch.exp(-frequency.square() * tau[:, None])
-    return (basis.T * decay[:, None, :]) @ basis
+    """Return the matrices (B, size, size) that run the heat equation on a line of `size` pixels for times tau (B,).
 
-
-@lru_cache(maxsize=16)
-def _dct_basis(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the orthonormal DCT-II matrix (size, size), one row a frequency."""
-    with torch.inference_mode(False):  # a cached inference tensor could not take part in a later backward pass
-        frequency = torch.arange(size, dtype=torch.float64)[:, None]
-        position = torch.arange(size, dtype=torch.float64)[None, :] + 0.5
-        basis = math.sqrt(2 / size) * torch.cos(math.pi / size * frequency * position)
-        basis[0] /= math.sqrt(2)
-        return basis.to(device, dtype)
+    A line with reflecting ends is half of a ring on which it is followed by its mirror image: the heat from pixel j
+    reaches pixel i over the distance i - j, and over i + j + 1 from the image of j.
+    """
+    frequency = torch.arange(size + 1, device=tau.device, dtype=tau.dtype)
+    decay = torch.exp(tau[:, None] * frequency.square().mul_(-((math.pi / size) ** 2)))
+    ring: Tensor = torch.fft.irfft(decay, n=2 * size)  # heat by distance, (B, 2 size)
+    opposite = ring.roll(size, 1)  # from size pixels before to size pixels behind
+    direct = opposite[:, 1:].unfold(1, size, 1).flip(1)
+    return direct + ring[:, 1:].unfold(1, size, 1)
