@@ -73,8 +73,8 @@ def watch_batches():
         out = apply(self, x, target, roles, t, *args)
         record['batches'].append(
             {
-                'roles': ''.join(roles),
-                't': t.tolist(),
+                'roles': (roles * len(t))[: len(t)] * self.num_splits,
+                't': t.tolist() * self.num_splits,
                 'shape': list(x.shape),
                 'dtype': str(x.dtype),
                 'checksum': out[0].double().sum().item(),

@@ -33,7 +33,7 @@ def test_labels(noise_power, blur_power):
     config = MollyConfig(roles='xnbe', noise_power=noise_power, blur_power=blur_power)
     roles, labels = np.array(list('xnbe' * 2)), torch.arange(8) % 5
     x = torch.randn(8, 3, 32, 32)
-    _, target = Mollify(config).apply(x, labels, roles, t)
+    _, target = Mollify(config).apply(x, labels, ''.join(roles), t)
     model = authors_model(32, 5, npow=noise_power, bpow=blur_power)
     theirs = model.mollify_y(F.one_hot(labels, 5).float(), t, roles)
     torch.testing.assert_close(target.dense(5), theirs, atol=1e-6, rtol=1e-6)

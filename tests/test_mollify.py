@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from timm_molly import CoupledTarget, Mollify, MollyConfig
 from timm_molly.functional import blur, blur_gamma, noise, noise_gamma
+from timm_molly.gaussian import standard_normal
 
 
 def batch(size=12, num_classes=5, shape=(3, 8, 8), seed=0, dtype=torch.float32):
@@ -20,20 +22,35 @@ def batch(size=12, num_classes=5, shape=(3, 8, 8), seed=0, dtype=torch.float32):
 def test_a_given_role_and_t_gives_the_pure_functions():
     config = MollyConfig(noise_power=2, blur_power=3, min_scale=0.5)
     x, labels = batch()
-    roles, t = 'xnbe' * 3, torch.linspace(0, 1, 12)
-    out, target = Mollify(config).apply(x.clone(), labels, roles, t, torch.Generator().manual_seed(7))
-    generator = torch.Generator().manual_seed(7)
-    index = {role: torch.tensor([i for i in range(12) if roles[i] == role]) for role in 'xnbe'}
-    torch.testing.assert_close(out[index['x']], x[index['x']], atol=0, rtol=0)
-    torch.testing.assert_close(out[index['b']], blur(x[index['b']], t[index['b']], 0.5))
-    eps = {role: torch.randn(3, 3, 8, 8, generator=generator) for role in 'en'}
-    torch.testing.assert_close(out[index['e']], eps['e'])
-    torch.testing.assert_close(out[index['n']], noise(x[index['n']], t[index['n']], eps['n']))
+    t = torch.linspace(0, 1, 12)
+    out, target = Mollify(config).apply(x.clone(), labels, 'xnbe', t, np.random.default_rng(7))
+    rng = np.random.default_rng(7)
+    torch.testing.assert_close(out[0::4], x[0::4], atol=0, rtol=0)
+    torch.testing.assert_close(out[1::4], noise(x[1::4], t[1::4], standard_normal((3, 3, 8, 8), rng)))
+    torch.testing.assert_close(out[2::4], blur(x[2::4], t[2::4], 0.5))
+    torch.testing.assert_close(out[3::4], standard_normal((3, 3, 8, 8), rng), atol=1e-6, rtol=0)
     assert torch.equal(target.labels, labels)
-    torch.testing.assert_close(target.gamma[index['x']], torch.zeros(3))
-    torch.testing.assert_close(target.gamma[index['e']], torch.ones(3))
-    torch.testing.assert_close(target.gamma[index['n']], noise_gamma(t[index['n']], 2))
-    torch.testing.assert_close(target.gamma[index['b']], blur_gamma(t[index['b']], 3))
+    torch.testing.assert_close(target.gamma[0::4], torch.zeros(3))
+    torch.testing.assert_close(target.gamma[1::4], noise_gamma(t[1::4], 2))
+    torch.testing.assert_close(target.gamma[2::4], blur_gamma(t[2::4], 3))
+    torch.testing.assert_close(target.gamma[3::4], torch.ones(3))
+
+
+@settings(deadline=None)
+@given(st.text('xnbe', min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 100, 10**6]))
+def test_images_degraded_a_few_at_a_time_come_out_the_same(roles, splits, size, chunk):
+    x, labels = batch(size * splits)
+    t = torch.linspace(0, 1, size)
+    mollify = Mollify(num_splits=splits)
+    expected, _ = mollify.apply(x.clone(), labels, roles, t, np.random.default_rng(0))
+    with mock.patch('timm_molly.mollify.CPU_CHUNK', chunk):
+        out, _ = mollify.apply(x.clone(), labels, roles, t, np.random.default_rng(0))
+    turns = np.resize(list(roles), size).tolist() * splits
+    for i, role in enumerate(turns):
+        if role in 'xb':  # the noise is another
+            torch.testing.assert_close(out[i], expected[i])
+        else:
+            assert torch.equal(out[i], x[i]) == (role == 'n' and t[i % size] == 0)
 
 
 @settings(deadline=None)
@@ -59,16 +76,26 @@ def test_the_batch_is_changed_in_place_as_by_mixup():
     assert out is x
 
 
-def test_roles_and_temperatures_follow_their_laws():
-    mollify = Mollify(MollyConfig(roles='xxnbe', alpha=1.5, beta=4))
-    roles, t = mollify.draw(40_000, np.random.default_rng(0))
+def test_temperatures_follow_their_law():
+    roles, t = Mollify(MollyConfig(roles='xxnbe', alpha=1.5, beta=4)).draw(40_000, np.random.default_rng(0))
     t = t.numpy()
-    counts = [int((roles == role).sum()) for role in 'xnbe']
-    assert scipy.stats.chisquare(counts, [16_000, 8_000, 8_000, 8_000]).pvalue > 1e-4
-    for role in 'nb':
-        assert scipy.stats.kstest(t[roles == role], scipy.stats.beta(1.5, 4).cdf).pvalue > 1e-4
-    assert (t[roles == 'x'] == 0).all()
-    assert (t[roles == 'e'] == 1).all()
+    assert sorted(roles) == sorted('xxnbe')
+    for i, role in enumerate(roles):
+        if role in 'nb':
+            assert scipy.stats.kstest(t[i::5], scipy.stats.beta(1.5, 4).cdf).pvalue > 1e-4
+        else:
+            assert (t[i::5] == (role == 'e')).all()
+
+
+@pytest.mark.parametrize('size', [1, 2, 4, 7])
+def test_the_role_of_each_image_follows_its_law_at_every_batch_size(size):
+    mollify, rng = Mollify(MollyConfig(roles='xxnb')), np.random.default_rng(0)
+    draws = np.array([np.resize(list(mollify.draw(size, rng)[0]), size) for _ in range(8000)])
+    for image in draws.T:
+        counts = [(image == role).sum() for role in 'xnb']
+        assert scipy.stats.chisquare(counts, [4000, 2000, 2000]).pvalue > 1e-4
+    shares = [(draws == role).sum(1) for role in 'nb']
+    assert all(share.max() - share.min() <= 1 for share in shares)
 
 
 def test_torch_manual_seed_and_a_generator_make_it_repeat():
@@ -138,10 +165,11 @@ def test_images_that_require_a_gradient_are_taken_as_data():
         (lambda x, y: Mollify(num_splits=5)(x, y), 'a batch of 12 images cannot be 5 augmentation splits'),
         (lambda x, y: Mollify(num_splits=0), 'num_splits must be 1 or more, got 0'),
         (lambda x, y: Mollify('molly-b4'), "config must be a MollyConfig.*got 'molly-b4'"),
-        (lambda x, y: Mollify().apply(x, y, 'xq' * 6, torch.zeros(12)), "roles must be 12 letters of 'xnbe'"),
-        (lambda x, y: Mollify().apply(x, y, 'x', torch.zeros(12)), 'roles must be 12 letters'),
-        (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.full((12,), math.nan)), r't must be in \[0, 1\], got nan'),
-        (lambda x, y: Mollify().apply(x, y, 'n' * 12, torch.zeros(12, device='meta')), 't must be on the CPU'),
+        (lambda x, y: Mollify().apply(x, y, 'xq', torch.zeros(12)), "roles must be .* letters x, n, b, e, got 'xq'"),
+        (lambda x, y: Mollify().apply(x, y, '', torch.zeros(12)), "roles must be one or more .*, got ''"),
+        (lambda x, y: Mollify().apply(x, y, ['x', 'n'], torch.zeros(12)), r"roles must be .*, got \['x', 'n'\]"),
+        (lambda x, y: Mollify().apply(x, y, 'x', torch.zeros(3)), r't must be .* of shape \(12,\), got .* \(3,\)'),
+        (lambda x, y: Mollify().apply(x, y, 'n', torch.full((12,), math.nan)), r't must be in \[0, 1\], got nan'),
         (lambda x, y: Mollify(MollyConfig(min_scale=9))(x, y), r'min_scale .* image side \(8 px\), got 9'),
     ],
 )
@@ -151,9 +179,23 @@ def test_bad_input_is_named(call, words):
         call(*batch())
 
 
-def test_a_refused_batch_is_left_as_it_was():
+@pytest.mark.parametrize(
+    ('config', 'convert', 'words'),
+    [
+        (MollyConfig(), lambda labels: labels.float(), 'labels'),
+        (MollyConfig(), lambda labels: torch.full((12, 5), 0.5), 'row that sums to 2.5'),
+        (MollyConfig(roles='nb', min_scale=9), lambda labels: labels, 'min_scale'),
+    ],
+)
+def test_a_refused_batch_is_left_as_it_was(config, convert, words):
     x, labels = batch()
     before = x.clone()
-    with pytest.raises(ValueError, match='labels'):
-        Mollify()(x, labels.float())
-    assert torch.equal(x, before)
+    for _ in range(3):  # whichever role comes first
+        with pytest.raises(ValueError, match=words):
+            Mollify(config)(x, convert(labels))
+        assert torch.equal(x, before)
+
+
+def test_a_smallest_blur_beyond_the_image_is_no_matter_where_nothing_is_blurred():
+    x, labels = batch()
+    Mollify(MollyConfig(roles='xn', min_scale=9))(x, labels)

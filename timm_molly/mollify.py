@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,13 +11,19 @@ from timm_molly.functional import (
     blur,
     blur_gamma,
     check_images,
+    check_min_scale,
     check_unit_interval,
     describe,
     noise,
     noise_gamma,
     smooth,
 )
+from timm_molly.gaussian import standard_normal
 from timm_molly.target import CoupledTarget
+
+# Numbers degraded at a time: few, so that what is half done takes little memory beside the batch, and on a CPU stays in
+# its cache; more on a GPU, where every operation costs a launch.
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**22
 
 
 class Mollify:
@@ -66,76 +70,90 @@ class Mollify:
         check_images(x)
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=self.generator)))
-        roles, t = self.draw(len(x) // self.num_splits, rng)
-        generator = None
-        if self.generator is not None:  # the noise is drawn on the device of x, where a CPU generator cannot go
-            generator = torch.Generator(x.device).manual_seed(int(rng.integers(2**63 - 1)))
-        return self.apply(x, target, np.tile(roles, self.num_splits), t.repeat(self.num_splits), generator)
+        rng = self._rng()
+        return self.apply(x, target, *self.draw(len(x) // self.num_splits, rng), rng)
 
-    def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+    def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[str, Tensor]:
         """Draw a role and a temperature for each image.
 
+        The images take the roles in turn, in an order that is drawn anew for each batch. So each image's role has the
+        law of an independent draw, every role gets its share of each batch, to an image, and the images of a role are
+        every so manieth of the batch, which needs no copy to work on.
+
         Returns:
-            Letters of `config.roles` (batch_size,), and t ~ Beta(alpha, beta) (batch_size,), float32 on the CPU, which
-            is 0 for a clean image and 1 for one of nothing but noise.
+            The letters of `config.roles` in the order drawn: image i has the role `roles[i % len(roles)]`; and
+            t ~ Beta(alpha, beta) (batch_size,), float32 on the CPU, which is 0 for a clean image and 1 for one of
+            nothing but noise.
         """
-        roles = rng.choice(list(self.config.roles), batch_size)
-        t = rng.beta(self.config.alpha, self.config.beta, batch_size)
-        t = np.where(roles == 'x', 0, np.where(roles == 'e', 1, t))
-        return roles, torch.from_numpy(t).float()
+        roles = ''.join(rng.permutation(list(self.config.roles)))
+        t = torch.from_numpy(rng.beta(self.config.alpha, self.config.beta, batch_size)).float()
+        for i, role in enumerate(roles):
+            if role in 'xe':
+                t[i :: len(roles)] = float(role == 'e')
+        return roles, t
 
     @torch.no_grad()
     def apply(
         self,
         x: Tensor,
         target: Tensor,
-        roles: Sequence[str] | np.ndarray,
+        roles: str,
         t: Tensor,
-        generator: torch.Generator | None = None,
+        rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, Tensor | CoupledTarget]:
         """Degrade each image to a given role and t, and lower its label by as much.
 
         Args:
             x: As in `__call__`, changed in place.
             target: As in `__call__`.
-            roles: One letter an image (B,).
-            t: Temperatures (B,), floating point in [0, 1], on the CPU: the images of a role are found on the host, so
-                that nothing waits for the device.
-            generator: Source of the noise, on the device of `x`.
+            roles: Letters that the images of a split take in turn, from the first image on.
+            t: Temperatures (B / num_splits,), floating point in [0, 1], on any device.
+            rng: Source of the noise; by default torch's generators, as in `__call__`.
 
         Returns:
             As `__call__`.
         """
         check_images(x)
         _check_target(target, len(x))
-        roles = np.asarray(list(roles))
-        if roles.shape != (len(x),) or not np.isin(roles, list(ROLES)).all():
-            raise ValueError(f'roles must be {len(x)} letters of {ROLES!r}, one an image, got {roles}')
-        check_unit_interval('t', t, len(x))
-        if t.device.type != 'cpu':
-            raise ValueError(f't must be on the CPU, where roles are told apart without waiting, got it on {t.device}')
-        hosts = {role: torch.from_numpy(np.flatnonzero(roles == role)) for role in sorted(set(roles) - {'x'})}
+        if not isinstance(roles, str) or not roles or set(roles) - set(ROLES):
+            raise ValueError(f'roles must be one or more of the letters {", ".join(ROLES)}, got {roles!r}')
+        check_unit_interval('t', t, len(x) // self.num_splits)
+        if 'b' in roles:  # before anything is changed
+            check_min_scale(self.config.min_scale, max(x.shape[-2:]))
+        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles[: len(t)]) if role != 'x']
         gamma = torch.zeros_like(t)
-        for role, host in hosts.items():
-            gamma[host] = self._gamma(role, t[host])
-        gamma = gamma.to(target.device, non_blocking=True)
+        for role, turn in turns:
+            gamma[turn] = self._gamma(role, t[turn])
+        gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
         smoothed = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
-        for role, host in hosts.items():
-            index = host.to(x.device, non_blocking=True)
-            x[index] = self._degrade(role, x[index], t[host].to(x.device, non_blocking=True), generator)
+        t = t.to(x.device, non_blocking=True)
+        rng = rng or self._rng()
+        count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
+        for view in x.chunk(self.num_splits):
+            for role, turn in turns:
+                for part, part_t in zip(torch.split(view[turn], count), torch.split(t[turn], count), strict=True):
+                    self._degrade(role, part, part_t, rng)
         return x, smoothed
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=self.generator)))
 
     def _gamma(self, role: str, t: Tensor) -> Tensor:
         if role == 'n':
             return noise_gamma(t, self.config.noise_power)
         return blur_gamma(t, self.config.blur_power) if role == 'b' else torch.ones_like(t)
 
-    def _degrade(self, role: str, x: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _degrade(self, role: str, x: Tensor, t: Tensor, rng: np.random.Generator) -> None:
+        """Degrade images in place."""
         if role == 'b':
-            return blur(x, t, self.config.min_scale)
-        eps = torch.empty_like(x).normal_(generator=generator)
-        return noise(x, t, eps) if role == 'n' else eps
+            blur(x, t, self.config.min_scale, out=x)
+            return
+        if x.device.type == 'cpu':
+            eps = standard_normal(x.shape, rng)
+        else:  # drawn on the device of x; a generator on the CPU cannot go there, but a seed can
+            generator = self.generator and torch.Generator(x.device).manual_seed(int(rng.integers(2**63 - 1)))
+            eps = torch.empty_like(x).normal_(generator=generator)
+        noise(x, t if role == 'n' else torch.ones_like(t), eps, out=x)
 
 
 def check_distribution(target: Tensor) -> None:
