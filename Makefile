@@ -28,9 +28,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Beside the authors' code: pip install lightning torch-dct, then MOLLY_AUTHORS_CODE=path/to/checkout make bench
-bench: setup
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds $(ARGS)
+# Rows that need more than is installed here say so. The authors' code: pip install lightning torch-dct, then
+# MOLLY_AUTHORS_CODE=path/to/checkout make bench. timm's own script: TIMM_TRAIN_SCRIPT=path/to/train.py make bench
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -rs $(ARGS)
+
+$(VENV)/.bench: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

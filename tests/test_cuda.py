@@ -20,12 +20,19 @@ def batch(num_classes=None):
 def test_nothing_waits_for_the_gpu(num_classes, dtype):
     x, target = (value.cuda() for value in batch(num_classes))
     mollify = Mollify(MollyConfig(roles='xnbe'))
-    mollify(x.to(dtype), target)  # the plan of the Fourier transform is made once
+    for _ in range(10):
+        mollify(x.to(dtype), target)  # the plans of the Fourier transform are made once
+    inputs = x.to(dtype)
+    begin = torch.cuda.Event()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    begin.record()
     torch.cuda.set_sync_debug_mode('error')
     try:
-        _, smoothed = mollify(x.to(dtype), target)
+        _, smoothed = mollify(inputs, target)
         if num_classes is None:
             torch.nn.functional.cross_entropy(torch.zeros(64, 10, device='cuda'), smoothed)
+        assert not begin.query()  # the GPU is still asleep: nothing waited for it, seen by torch or not
     finally:
         torch.cuda.set_sync_debug_mode('default')
 

@@ -29,10 +29,30 @@ def test_moments(sample, power):
     assert abs((sample**power).mean() - expected) < 4 * deviation / math.sqrt(COUNT)
 
 
-@pytest.mark.parametrize('limit', [1, 2, 3, 4, 4.5])
+class Bits:
+    """Stands for a generator, with bits of our choice: 32 for each pair of numbers."""
+
+    def __init__(self, bits):
+        self.bits = bits.astype(np.int32)
+
+    def integers(self, low, high, size, dtype):
+        return np.resize(self.bits, 2 * size).view(dtype)
+
+
+@pytest.mark.parametrize('limit', [0.5, 1, 2, 3, 4])
 def test_tails(sample, limit):
-    beyond = (np.abs(sample) > limit).sum()
-    assert scipy.stats.binomtest(int(beyond), COUNT, 2 * scipy.stats.norm.sf(limit)).pvalue > 1e-4
+    for half in (sample[: COUNT // 2], sample[COUNT // 2 :]):
+        for beyond in (half > limit, half < -limit):
+            assert scipy.stats.binomtest(int(beyond.sum()), COUNT // 2, scipy.stats.norm.sf(limit)).pvalue > 1e-4
+
+
+def test_each_far_tail_of_either_number():
+    reach = 2**21  # all bits that make a radius above 3.7
+    numbers = standard_normal(torch.Size([4 * reach]), Bits(np.arange(-reach, reach))).numpy()
+    for limit, tolerance in ((4, 0.01), (4.5, 0.02), (5, 0.03), (5.5, 0.04)):
+        for half in (numbers[: 2 * reach], numbers[2 * reach :]):
+            for beyond in (half > limit, half < -limit):
+                assert beyond.sum() / 2**32 == pytest.approx(scipy.stats.norm.sf(limit), rel=tolerance)
 
 
 def test_the_two_numbers_of_a_pair_and_neighbours_are_independent(sample):
@@ -51,17 +71,24 @@ def test_the_angle_of_a_pair_is_uniform_whatever_its_radius(sample):
 
 
 def test_the_least_and_the_greatest_bits_give_finite_numbers():
-    class Bits:
-        def __init__(self, value):
-            self.value = value
+    bits = np.array([0, -1, 1, 2**31 - 1, -(2**31), -(2**31) + 1])
+    numbers = standard_normal(torch.Size([12]), Bits(bits))
+    assert numbers.isfinite().all()
+    assert numbers.abs().max() < 6.8
 
-        def integers(self, low, high, size, dtype):
-            return np.full(size, self.value, dtype)
 
-    for value in (0, 2**64 - 1, 2**31, 2**63, 2**63 + 2**31):  # as int32: 0, -1, -2**31 below or above
-        numbers = standard_normal(torch.Size([8]), Bits(value))
-        assert numbers.isfinite().all()
-        assert numbers.abs().max() < 6.8
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_and_device_of_torch_do_not_matter(dtype):
+    expected = standard_normal(torch.Size([101]), np.random.default_rng(0))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device('meta'):
+            numbers = standard_normal(torch.Size([101]), np.random.default_rng(0))
+    finally:
+        torch.set_default_dtype(before)
+    assert numbers.dtype == torch.float32
+    assert torch.equal(numbers, expected)
 
 
 @given(st.lists(st.integers(0, 7), max_size=4), st.integers(0, 99))

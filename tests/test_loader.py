@@ -70,6 +70,20 @@ def test_batches_are_those_of_the_loader_mollified():
         assert torch.equal(target.gamma, expected.gamma)
 
 
+def test_the_workers_do_exactly_what_they_did_before(image_folder):
+    def batches(aa):
+        torch.manual_seed(0)
+        loader = make(image_folder, aa, collate_fn=FastCollateMixup(mixup_alpha=0.2, num_classes=3))
+        prefetcher = loader.__wrapped__ if isinstance(loader, MollyLoader) else loader
+        return list(prefetcher.loader)  # what the workers send, in bytes
+
+    with_molly, without = batches('rand-m9-mstd0.5-inc1+molly'), batches('rand-m9-mstd0.5-inc1')
+    for (x, target), (plain, labels) in zip(with_molly, without, strict=True):
+        assert x.dtype == torch.uint8
+        assert torch.equal(x, plain)
+        assert torch.equal(target, labels)
+
+
 def test_iterable_attributes_and_assignments_reach_the_loader(image_folder):
     loader = make(image_folder)
     loader.anything = 3

@@ -37,7 +37,9 @@ def test_a_given_role_and_t_gives_the_pure_functions():
 
 
 @settings(deadline=None)
-@given(st.text('xnbe', min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 100, 10**6]))
+@given(
+    st.text('xnbe', min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 3 * 192, 10**6])
+)
 def test_images_degraded_a_few_at_a_time_come_out_the_same(roles, splits, size, chunk):
     x, labels = batch(size * splits)
     t = torch.linspace(0, 1, size)
@@ -170,6 +172,12 @@ def test_images_that_require_a_gradient_are_taken_as_data():
         (lambda x, y: Mollify().apply(x, y, ['x', 'n'], torch.zeros(12)), r"roles must be .*, got \['x', 'n'\]"),
         (lambda x, y: Mollify().apply(x, y, 'x', torch.zeros(3)), r't must be .* of shape \(12,\), got .* \(3,\)'),
         (lambda x, y: Mollify().apply(x, y, 'n', torch.full((12,), math.nan)), r't must be in \[0, 1\], got nan'),
+        (
+            lambda x, y: Mollify().apply(x, y, 'n', torch.zeros(12, device='meta')),
+            't must be on the CPU.* got it on meta',
+        ),
+        (lambda x, y: Mollify(num_splits=5).apply(x, y, 'n', torch.zeros(2)), 'a batch of 12 images cannot be 5'),
+        (lambda x, y: Mollify()(x[:, :1].expand(-1, 3, -1, -1), y), r'x must not be an expanded tensor.*x.contiguous'),
         (lambda x, y: Mollify(MollyConfig(min_scale=9))(x, y), r'min_scale .* image side \(8 px\), got 9'),
     ],
 )

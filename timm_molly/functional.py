@@ -1,7 +1,7 @@
 """The method: images degraded to a temperature t, and labels that lose confidence by the same t.
 
-Every function is pure and takes its random draws as arguments. `t` is one temperature per image, from 0 (intact) to 1
-(nothing left); `gamma` is the weight that the uniform distribution gets in the label.
+Every function is pure, but for what `out` says, and takes its random draws as arguments. `t` is one temperature per
+image, from 0 (intact) to 1 (nothing left); `gamma` is the weight that the uniform distribution gets in the label.
 
 Source: Heinonen, Tran, Kampffmeyer, Filippone, "Robust Classification by Coupling Data Mollification with Label
 Smoothing", AISTATS 2025, https://arxiv.org/abs/2406.01494. The heat equation in the cosine basis is from Rissanen,
@@ -45,7 +45,7 @@ def noise(x: Tensor, t: Tensor, eps: Tensor, out: Tensor | None = None) -> Tenso
         _check_shaped_as('out', out, x)
     dtype = _compute_dtype(x)
     angle = (math.pi / 2 * t.to(dtype))[:, None, None, None]
-    place = x if out is x and x.dtype == dtype else None
+    place = x if out is x is not eps and x.dtype == dtype else None
     return _like(torch.mul(x.to(dtype), angle.cos(), out=place).addcmul_(eps.to(dtype), angle.sin()), x, out)
 
 
@@ -222,7 +222,8 @@ def _heat_kernel(tau: Tensor, size: int) -> Tensor:
     """Return the matrices (B, size, size) that run the heat equation on a line of `size` pixels for times tau (B,).
 
     A line with reflecting ends is half of a ring on which it is followed by its mirror image: the heat from pixel j
-    reaches pixel i over the distance i - j, and over i + j + 1 from the image of j.
+    reaches pixel i over the distance i - j, and over i + j + 1 from the image of j. The ring has one frequency more
+    than the DCT of the line, which cancels in the two: one distance is even and the other odd.
     """
     frequency = torch.arange(size + 1, device=tau.device, dtype=tau.dtype)
     decay = torch.exp(tau[:, None] * frequency.square().mul_(-((math.pi / size) ** 2)))

@@ -23,7 +23,7 @@ from timm_molly.target import CoupledTarget
 
 # Numbers degraded at a time: few, so that what is half done takes little memory beside the batch, and on a CPU stays in
 # its cache; more on a GPU, where every operation costs a launch.
-CPU_CHUNK, GPU_CHUNK = 2**20, 2**22
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**23
 
 
 class Mollify:
@@ -68,17 +68,17 @@ class Mollify:
             ValueError: A shape, dtype or value is not as above, or B is not a multiple of `num_splits`.
         """
         check_images(x)
-        if len(x) % self.num_splits:
-            raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
+        self._check_splits(x)
         rng = self._rng()
         return self.apply(x, target, *self.draw(len(x) // self.num_splits, rng), rng)
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[str, Tensor]:
         """Draw a role and a temperature for each image.
 
-        The images take the roles in turn, in an order that is drawn anew for each batch. So each image's role has the
-        law of an independent draw, every role gets its share of each batch, to an image, and the images of a role are
-        every so manieth of the batch, which needs no copy to work on.
+        The images take the letters of `config.roles` in turn, in an order that is drawn anew for each batch. So each
+        image's role has the law of an independent draw, each letter gets its share of every batch, to an image, and
+        the images of a letter are evenly spaced, so that they can be worked on where they lie. Roles of different
+        images of a batch are not independent: a batch should be shuffled, as batches for training are.
 
         Returns:
             The letters of `config.roles` in the order drawn: image i has the role `roles[i % len(roles)]`; and
@@ -107,7 +107,7 @@ class Mollify:
             x: As in `__call__`, changed in place.
             target: As in `__call__`.
             roles: Letters that the images of a split take in turn, from the first image on.
-            t: Temperatures (B / num_splits,), floating point in [0, 1], on any device.
+            t: Temperatures (B / num_splits,), floating point in [0, 1], on the CPU.
             rng: Source of the noise; by default torch's generators, as in `__call__`.
 
         Returns:
@@ -117,9 +117,17 @@ class Mollify:
         _check_target(target, len(x))
         if not isinstance(roles, str) or not roles or set(roles) - set(ROLES):
             raise ValueError(f'roles must be one or more of the letters {", ".join(ROLES)}, got {roles!r}')
+        self._check_splits(x)
         check_unit_interval('t', t, len(x) // self.num_splits)
-        if 'b' in roles:  # before anything is changed
+        if t.device.type != 'cpu':
+            raise ValueError(f't must be on the CPU, as draw gives it, got it on {t.device}')
+        # What follows must not fail: it changes x.
+        if 'b' in roles:
             check_min_scale(self.config.min_scale, max(x.shape[-2:]))
+        if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+            raise ValueError(
+                'x must not be an expanded tensor, which holds pixels once for several: give x.contiguous()'
+            )
         turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles[: len(t)]) if role != 'x']
         gamma = torch.zeros_like(t)
         for role, turn in turns:
@@ -127,32 +135,39 @@ class Mollify:
         gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
         smoothed = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
         t = t.to(x.device, non_blocking=True)
-        rng = rng or self._rng()
+        source: np.random.Generator | torch.Generator
+        source = rng = rng or self._rng()
+        if x.device.type != 'cpu':  # noise is drawn on the device of x, where a generator of the CPU cannot go
+            source = torch.Generator(x.device).manual_seed(int(rng.integers(2**63 - 1)))
         count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
         for view in x.chunk(self.num_splits):
             for role, turn in turns:
                 for part, part_t in zip(torch.split(view[turn], count), torch.split(t[turn], count), strict=True):
-                    self._degrade(role, part, part_t, rng)
+                    self._degrade(role, part, part_t, source)
         return x, smoothed
 
     def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=self.generator)))
+        seed = torch.randint(2**63 - 1, (), generator=self.generator, device='cpu')
+        return np.random.default_rng(int(seed))
+
+    def _check_splits(self, x: Tensor) -> None:
+        if len(x) % self.num_splits:
+            raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
 
     def _gamma(self, role: str, t: Tensor) -> Tensor:
         if role == 'n':
             return noise_gamma(t, self.config.noise_power)
         return blur_gamma(t, self.config.blur_power) if role == 'b' else torch.ones_like(t)
 
-    def _degrade(self, role: str, x: Tensor, t: Tensor, rng: np.random.Generator) -> None:
+    def _degrade(self, role: str, x: Tensor, t: Tensor, source: np.random.Generator | torch.Generator) -> None:
         """Degrade images in place."""
         if role == 'b':
             blur(x, t, self.config.min_scale, out=x)
             return
-        if x.device.type == 'cpu':
-            eps = standard_normal(x.shape, rng)
-        else:  # drawn on the device of x; a generator on the CPU cannot go there, but a seed can
-            generator = self.generator and torch.Generator(x.device).manual_seed(int(rng.integers(2**63 - 1)))
-            eps = torch.empty_like(x).normal_(generator=generator)
+        if isinstance(source, torch.Generator):
+            eps = torch.empty_like(x).normal_(generator=source)
+        else:
+            eps = standard_normal(x.shape, source)
         noise(x, t if role == 'n' else torch.ones_like(t), eps, out=x)
 
 
