@@ -132,7 +132,8 @@ def test_index_targets_reach_the_loss_coupled(name, train, teacher):
     assert len(calls) == len(batches) == expected_steps
     for call in calls:
         assert call['value'] == pytest.approx(call['expected'], rel=5e-3 if half else 1e-5, abs=1e-6)
-    assert max(abs(call['hard'] - call['expected']) / call['expected'] for call in calls) > 0.01
+    # The hard labels would have given something else, by more than the tolerance above.
+    assert max(abs(call['hard'] - call['expected']) / call['expected'] for call in calls) > (1e-2 if half else 1e-3)
     k = 2 if 'settings' in name else 1
     splits = 3 if 'jsd' in name else 1
     for call, batch in zip(calls, batches, strict=True):
