@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+import tiny_images
 
 # Tests that import torch see the plugin as a user does, whatever the environment of the test run.
 os.environ.pop('TIMM_MOLLY_AUTOLOAD', None)
@@ -29,24 +28,12 @@ for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_CACHE', 'HF_HUB_OFFLI
 if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-CLASSES = ('circles', 'dots', 'stripes')
-
 
 @pytest.fixture(scope='session')
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny image folder as train.py reads it: 3 classes, 16 training and 4 validation images each, 36 px."""
     root = tmp_path_factory.mktemp('images')
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:36, :36]
-    for label, name in enumerate(CLASSES):
-        for split, count in (('train', 16), ('validation', 4)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                wave = np.sin((rows * (label == 2) + np.hypot(rows - 18, columns - 18) * (label == 0)) / 2 + i)
-                colour = rng.integers(60, 200, 3)
-                pixels = colour + 50 * wave[..., None] + rng.normal(0, 30 * (label == 1) + 5, (36, 36, 3))
-                Image.fromarray(pixels.clip(0, 255).astype('uint8')).save(folder / f'{i:02d}.png')
+    tiny_images.write(root)
     return root
 
 

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 import warm
-from conftest import CLASSES
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_train_script import SCRIPT, arguments
+from tiny_images import CLASSES
 
 import timm_molly.hub
 from timm_molly import MollyConfig
