@@ -10,7 +10,7 @@ from torch import Tensor
 def standard_normal(shape: torch.Size, rng: np.random.Generator) -> Tensor:
     """Draw standard normal numbers, float32 on the CPU.
 
-    `torch.randn` draws one number after the other, and noise would be most of the time of a batch of small images.
+    `torch.randn` draws one number after the other, which would be the longest part of a batch of small images.
     Here only random bits are drawn in turn, 16 for a number, and the Box-Muller transform, which takes a radius and an
     angle to two normal numbers, runs on all threads.
 
