@@ -11,7 +11,7 @@ from pathlib import Path
 from timm_molly import __version__
 from timm_molly.robustness.flags import add_arguments, add_benchmark_arguments
 
-COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'push', 'card', 'models')
+COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from timm_molly.robustness.report import compare_files
 
             compare_files(args.reports, args.output)
+        elif args.command == 'study':
+            from timm_molly.study.command import study
+
+            return study(args)
         elif args.command == 'push':
             from timm_molly.hub.push import push
 
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             demo(args.data_dir, args.output, args.aa, args.img_size, args.epochs, args.seed)
     except KeyboardInterrupt:
-        if args.command not in ('validate', 'fit', 'push'):
+        if args.command not in ('validate', 'fit', 'study', 'push'):
             raise
         print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
         return 130
@@ -160,6 +164,27 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser(
+        'study',
+        help='train and measure a grid of recipes without and with molly',
+        description="Train a grid of recipes x molly x seeds with timm's train.py, measure each with timm-molly "
+        'validate, and write a table of means, standard errors and paired differences, a figure and JSON. What is '
+        'finished is kept: the same command goes on after whatever stopped it.',
+    )
+    command.add_argument(
+        'grid', metavar='GRID', type=Path, help='YAML file, such as recipes/studies/cifar10_paper.yaml'
+    )
+    command.add_argument(
+        '--train-script', metavar='FILE', type=Path, help="timm's train.py (default: of TIMM_TRAIN_SCRIPT)"
+    )
+    command.add_argument('--data-dir', metavar='DIR', type=Path, help='images (default: of the grid)')
+    command.add_argument('--corrupted-dir', metavar='DIR', type=Path, help='corrupted test images (default: likewise)')
+    command.add_argument('--jobs', metavar='N', type=int, default=1, help='runs at once (default: %(default)s)')
+    command.add_argument('--only', metavar='ROW', nargs='+', help='such as plain+molly, or plain+molly/0 for one seed')
+    command.add_argument(
+        '-o', '--output', metavar='DIR', type=Path, help='(default: output/study/ and the name of the grid)'
+    )
+
+    command = commands.add_parser(
         'push',
         help='bring a trained model to the Hugging Face Hub',
         description="Write a folder with a run's weights, config, card and figures, and push it to the Hugging Face "
@@ -218,7 +243,7 @@ def _run(script: str, arguments: list[str]) -> None:
     """Run a script as `python SCRIPT` would, with the plugin registered."""
     from timm_molly import register
 
-    register()
     sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).resolve().parent))
+    sys.path.insert(0, str(Path(script).resolve().parent))  # first, for a timm that is there beside the script
+    register()
     runpy.run_path(script, run_name='__main__')

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-b', '--batch-size', metavar='N', type=int, default=256, help='(default: %(default)s)')
     parser.add_argument('-j', '--workers', metavar='N', type=int, default=4, help='(default: %(default)s)')
     parser.add_argument('--device', default='', help='(default: cuda where there is one)')
+    parser.add_argument('--channels-last', action='store_true', help='memory format, faster on some machines')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
     parser.add_argument('--seed', metavar='N', type=int, default=42, help='of the corruptions (default: %(default)s)')

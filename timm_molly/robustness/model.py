@@ -89,6 +89,8 @@ def load_model(args: argparse.Namespace) -> Subject:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # the latter from PyTorch without CUDA
         raise ValueError(f'--device {args.device} cannot be used: {one_line(error)}') from None
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # its first convolution turns the images
     for flag, values in (('--mean', args.mean), ('--std', args.std)):
         if values and len(values) not in (1, in_chans):
             raise ValueError(f'{flag} needs 1 or {in_chans} numbers, one a channel, got {len(values)}')

@@ -78,7 +78,7 @@ def write(report: Report, folder: Path) -> None:
     pictures = draw(report, folder)
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
     write_text(
-        folder / 'report.md', f'# {title(report)}\n\n{_facts(report)}\n\n{_markdown(_table(report))}\n\n{shown}\n'
+        folder / 'report.md', f'# {title(report)}\n\n{_facts(report)}\n\n{markdown_table(_table(report))}\n\n{shown}\n'
     )
 
 
@@ -169,11 +169,11 @@ def text(report: Report) -> str:
 def markdown(report: Report) -> str:
     """The means of a report as a Markdown table: error, NLL, ECE and mean confidence, a row a corruption and group."""
     if _mollified(report):
-        return _markdown(_table(report))
+        return markdown_table(_table(report))
     metrics = ('error', 'nll', 'ece', 'confidence')
     rows = [['', *(HEADINGS[metric] for metric in metrics)]]
     rows += [[name, *(_number(m, values[m]) for m in metrics)] for name, values in _summary_rows(report)]
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def title(report: Report) -> str:
@@ -284,7 +284,7 @@ def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: boo
     letters = [chr(ord('A') + i) for i in range(len(reports))]
     rows = compare(reports, letters)
     key = '\n'.join(f'{letter}: {name}' for letter, name in zip(letters, names, strict=True))
-    return f'{subject(reports[0])}\n\n{key}\n\n{_markdown(rows) if markdown else aligned(rows)}'
+    return f'{subject(reports[0])}\n\n{key}\n\n{markdown_table(rows) if markdown else aligned(rows)}'
 
 
 def _measured(report: Report) -> dict[str, Any]:
@@ -408,7 +408,8 @@ def aligned(rows: Sequence[Row]) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Rows of cells as a Markdown table, the first column to the left and the others to the right."""
     head, *body = rows
     lines = [head, ['---', *['---:'] * (len(head) - 1)], *body]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -1,0 +1,88 @@
+"""`timm-molly study`: train and measure a grid, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from timm_molly.robustness.benchmark import open_dataset
+from timm_molly.study import results
+from timm_molly.study.grid import Entry, choose, read_grid
+from timm_molly.study.runner import check_flags, known, options, run
+
+
+def study(args: argparse.Namespace) -> int:
+    """Run the command on its parsed flags; return 1 where a run has no figures.
+
+    Raises:
+        ValueError: What the user has to change, before anything is trained.
+    """
+    if args.jobs < 1:
+        raise ValueError(f'--jobs must be 1 or more, got {args.jobs}')
+    given = {key: str(value) for key in ('data_dir', 'corrupted_dir') if (value := getattr(args, key))}
+    grid = read_grid(args.grid, {key: value for key, value in given.items() if key == 'data_dir'}, given)
+    chosen = choose(grid.entries, args.only) if args.only else grid.entries
+    script = train_script(args.train_script)
+    check_data(chosen)
+    check_flags(chosen, options(script), script)
+    output = args.output or Path('output/study') / args.grid.stem
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / '.lock', timeout=0):
+            found = run(chosen, output, script, args.jobs)
+            others = {entry: known(entry, output / str(entry)) for entry in grid.entries if entry not in found}
+            ended = {**found, **{entry: result for entry, result in others.items() if result}}
+            made = {'schema': results.SCHEMA, 'version': 1, 'title': grid.title}
+            made |= results.collect([entry for entry in grid.entries if entry in ended], ended, output)
+            results.write(made, output)
+    except Timeout:
+        raise ValueError(f'another study is running in {output}') from None
+    print(f'\n{grid.title}\n\n{results.tables(made, "text")}\n\nwrote {output}/study.json, study.md and study.png')
+    return 0 if all(result['status'] == 'finished' for result in found.values()) else 1
+
+
+def train_script(given: Path | None) -> Path:
+    """Find timm's train.py, which is not in timm's wheel.
+
+    Raises:
+        ValueError: It is not there, with how to get it.
+    """
+    named = given or os.environ.get('TIMM_TRAIN_SCRIPT')
+    if named and Path(named).is_file():
+        return Path(named).resolve()
+    from timm.version import __version__ as version
+
+    tag = 'main' if 'dev' in version else f'v{version}'
+    raise ValueError(
+        (f'no such train script: {named}' if named else 'which train.py? Give --train-script, or set TIMM_TRAIN_SCRIPT')
+        + f". timm's wheel has none; the one that fits timm {version}: git clone --depth 1 --branch {tag} "
+        'https://github.com/huggingface/pytorch-image-models, then --train-script pytorch-image-models/train.py'
+    )
+
+
+def check_data(entries: Iterable[Entry]) -> None:
+    """Raise ValueError where images that the entries name are not there."""
+    checked = set()
+    for entry in entries:
+        train, validate = entry.train, entry.validate
+        own = {key: train.get(key) for key in ('data_dir', 'dataset', 'dataset_download')}
+        splits = [{**own, 'split': train.get('train_split') or 'train'}]
+        splits += [{**own, 'split': train.get('val_split') or 'validation'}]
+        splits += [{**splits[-1], **{key: value for key, value in validate.items() if key in splits[-1]}}]
+        for split in splits:
+            if (key := str(split)) in checked:
+                continue
+            checked.add(key)
+            if not split['data_dir'] and not str(split['dataset'] or '').startswith(('hfds/', 'tfds/', 'wds/')):
+                raise ValueError('no data: give --data-dir, or data_dir in the grid')
+            if split['data_dir'] and not Path(split['data_dir']).is_dir() and not split['dataset_download']:
+                raise ValueError(f'no such data folder: {split["data_dir"]} (--data-dir, or data_dir in the grid)')
+            if not split['dataset']:
+                open_dataset('RGB', name='', root=split['data_dir'], split=split['split'], is_training=False)
+        corrupted = validate.get('corrupted_dir')
+        if corrupted and not Path(corrupted).is_dir():
+            raise ValueError(f'no such folder of corrupted images: {corrupted} (--corrupted-dir)')
