@@ -43,7 +43,7 @@ def collect(entries: Sequence[Entry], results: Mapping[Entry, Mapping[str, Any]]
             'molly': entry.molly,
             'seed': entry.seed,
             **results[entry],
-            'train': {key: value for key, value in entry.train.items() if value is not None},
+            'train': dict(entry.train),
         }
         if results[entry]['status'] == 'finished':
             made = report.read(folder / 'report')

@@ -221,8 +221,7 @@ def known(entry: Entry, folder: Path) -> dict[str, Any] | None:
 
 def settings(entry: Entry) -> dict[str, Any]:
     """All that the figures of an entry depend on, but for the machine."""
-    train = {key: value for key, value in entry.train.items() if value is not None}
-    about = {'train': train, 'validate': entry.validate, 'threads': entry.threads, 'packages': packages()}
+    about = {'train': entry.train, 'validate': entry.validate, 'threads': entry.threads, 'packages': packages()}
     return dict(json.loads(json.dumps(about)))
 
 
