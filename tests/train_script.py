@@ -259,6 +259,7 @@ def main():
             args=args,
             checkpoint_dir=output,
             recovery_dir=output,
+            max_history=args.checkpoint_hist,
             task=task,
         )
         Path(output, 'args.yaml').write_text(args_text)

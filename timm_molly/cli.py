@@ -179,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--data-dir', metavar='DIR', type=Path, help='images (default: of the grid)')
     command.add_argument('--corrupted-dir', metavar='DIR', type=Path, help='corrupted test images (default: likewise)')
     command.add_argument('--jobs', metavar='N', type=int, default=1, help='runs at once (default: %(default)s)')
+    command.add_argument(
+        '--against', metavar='ROW', help='show differences to this row (default: to the same recipe without molly)'
+    )
     command.add_argument('--only', metavar='ROW', nargs='+', help='such as plain+molly, or plain+molly/0 for one seed')
     command.add_argument(
         '-o', '--output', metavar='DIR', type=Path, help='(default: output/study/ and the name of the grid)'

@@ -34,7 +34,7 @@ def corruptions(report: Mapping[str, Any]) -> dict[str, Figure]:
 def mollification(report: Mapping[str, Any]) -> dict[str, Figure]:
     """Share of correct answers, confidence and taught confidence against t."""
     names = list(report['cells'])
-    figure = _figure(4.2 * len(names), 3.6)
+    figure = blank(4.2 * len(names), 3.6)
     for ax, name in zip(np.ravel(figure.subplots(1, len(names), sharey=True)), names, strict=True):
         t, correct, confidence = curve(report, name)
         ax.plot(t, correct, '-o', color=COLOURS[name], markersize=3.5, label='share correct')
@@ -43,7 +43,7 @@ def mollification(report: Mapping[str, Any]) -> dict[str, Figure]:
             taught = [1.0, *report['taught'][name].values()][-len(t) :]
             by = report['benchmark']['taught']
             ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {by}')
-        _axes(ax, f'{name}', 't (0 is clean)')
+        dress(ax, f'{name}', 't (0 is clean)')
         ax.set_ylim(0, 1.02)
         ax.legend(frameon=False, fontsize=7.5)
     return {'confidence': figure}
@@ -51,7 +51,7 @@ def mollification(report: Mapping[str, Any]) -> dict[str, Figure]:
 
 def fit(report: Mapping[str, Any], fitted: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Share of correct answers against t with the confidence of the fitted label beside the paper's."""
-    figure = _figure(4.2 * len(fitted), 3.6)
+    figure = blank(4.2 * len(fitted), 3.6)
     for ax, name in zip(np.ravel(figure.subplots(1, len(fitted), sharey=True)), fitted, strict=True):
         t, correct, _ = curve(report, name)
         found = fitted[name]
@@ -60,7 +60,7 @@ def fit(report: Mapping[str, Any], fitted: Mapping[str, Mapping[str, Any]]) -> F
             found['t'], found['confidence'], '-', color=COLOURS[name], label=f'fitted label, k = {found["power"]:g}'
         )
         ax.plot(found['t'], found['paper'], ':', color='#333333', label="paper's label, k = 1")
-        _axes(ax, f'{name}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f}', 't (0 is clean)')
+        dress(ax, f'{name}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f}', 't (0 is clean)')
         ax.set_ylim(0, 1.02)
         ax.legend(frameon=False, fontsize=7.5)
     return figure
@@ -71,7 +71,7 @@ def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
     metrics = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
     if reports[0]['benchmark']['kind'] == 'mollification':
         kinds = list(reports[0]['cells'])
-        figure = _figure(10, 2.9 * len(kinds))
+        figure = blank(10, 2.9 * len(kinds))
         rows = np.reshape(figure.subplots(len(kinds), len(metrics), sharex=True), (len(kinds), len(metrics)))
         for row, kind in zip(rows, kinds, strict=True):
             for ax, (metric, heading) in zip(row, metrics.items(), strict=True):
@@ -79,14 +79,14 @@ def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
                     cells = ([('0', report['clean'])] if report['clean'] else []) + [*report['cells'][kind].items()]
                     values = [_scaled(cell[metric], metric) for _, cell in cells]
                     ax.plot([float(t) for t, _ in cells], values, '-o', color=colour, markersize=3, label=name)
-                _axes(ax, f'{kind}: {heading}', 't (0 is clean)')
+                dress(ax, f'{kind}: {heading}', 't (0 is clean)')
                 ax.set_ylim(bottom=0)
         rows[0][0].legend(frameon=False, fontsize=8)
         return figure
     groups = list(reports[0]['summary']['groups'])
     held_out = [name for name in HELD_OUT if name in reports[0]['cells']]
     columns = ['clean'] * bool(reports[0]['clean']) + groups + ['mean'] * bool(groups) + held_out
-    figure = _figure(11, 3.4)
+    figure = blank(11, 3.4)
     for ax, (metric, heading) in zip(figure.subplots(1, len(metrics)), metrics.items(), strict=True):
         width = 0.8 / len(reports)
         for i, (report, name, colour) in enumerate(zip(reports, names, REPORTS, strict=False)):
@@ -96,7 +96,7 @@ def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
             ax.bar(
                 np.arange(len(columns)) + (i - (len(reports) - 1) / 2) * width, values, width, color=colour, label=name
             )
-        _axes(ax, heading, '')
+        dress(ax, heading, '')
         names_below = [column.replace('_', ' ') for column in columns]
         ax.set_xticks(
             range(len(columns)), names_below, rotation=30 * bool(held_out), ha='right' if held_out else 'center'
@@ -115,7 +115,7 @@ def curve(report: Mapping[str, Any], name: str) -> tuple[list[float], list[float
 
 
 def _error_by_severity(report: Mapping[str, Any]) -> Figure:
-    figure = _figure(5, 3.6)
+    figure = blank(5, 3.6)
     ax = figure.subplots()
     severities = report['benchmark']['severities']
     for group, members in {**GROUPS, 'held out': HELD_OUT}.items():
@@ -127,7 +127,7 @@ def _error_by_severity(report: Mapping[str, Any]) -> Figure:
         if report['clean']:
             at, errors = [0, *at], [_scaled(report['clean']['error'], 'error'), *errors]
         ax.plot(at, errors, '-o', color=COLOURS[group], markersize=4, label=group)
-    _axes(ax, 'error in %', 'severity (0 is clean)' if report['clean'] else 'severity')
+    dress(ax, 'error in %', 'severity (0 is clean)' if report['clean'] else 'severity')
     ax.set_xticks(at)
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8)
@@ -137,7 +137,7 @@ def _error_by_severity(report: Mapping[str, Any]) -> Figure:
 def _reliability(report: Mapping[str, Any]) -> Figure:
     corrupted = [cell for name in report['cells'] for cell in report['cells'][name].values()]
     panels = {'clean': [report['clean']], 'corrupted': corrupted} if report['clean'] else {'corrupted': corrupted}
-    figure, keys = _figure(3.8 * len(panels), 4.2), None
+    figure, keys = blank(3.8 * len(panels), 4.2), None
     for ax, (name, cells) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         bins = [cell['bins'] for cell in cells if cell['bins'] is not None]
         left_out = f' ({len(cells) - len(bins)} not finite, left out)' if len(bins) < len(cells) else ''
@@ -166,7 +166,7 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
             )
             ece = np.abs(correct - confidence).sum() / images.sum()
             name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '') + left_out
-        _axes(ax, name, 'confidence')
+        dress(ax, name, 'confidence')
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)
         if bins:
@@ -179,7 +179,7 @@ def _reliability(report: Mapping[str, Any]) -> Figure:
 def _heat_map(report: Mapping[str, Any]) -> Figure:
     names, severities = list(report['cells']), report['benchmark']['severities']
     errors = np.array([[_scaled(report['cells'][n][str(s)]['error'], 'error') for n in names] for s in severities])
-    figure = _figure(1.6 + 0.62 * len(names), 1.8 + 0.42 * len(severities))
+    figure = blank(1.6 + 0.62 * len(names), 1.8 + 0.42 * len(severities))
     ax = figure.subplots()
     picture = ax.imshow(errors, cmap='magma_r', vmin=0, vmax=100, aspect='auto')
     for (row, column), error in np.ndenumerate(errors):
@@ -194,13 +194,15 @@ def _heat_map(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of a width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
-def _axes(ax: Axes, heading: str, below: str) -> None:
+def dress(ax: Axes, heading: str, below: str) -> None:
+    """Give a panel its heading, the name of its x axis, and the look of all others."""
     ax.set_title(heading, fontsize=10)
     ax.set_xlabel(below, fontsize=9)
     ax.tick_params(labelsize=8)

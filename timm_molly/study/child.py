@@ -16,7 +16,7 @@ from typing import Any
 
 # Flags that train.py and validate have by the same names.
 DATA = ('data_dir', 'dataset', 'dataset_download', 'class_map', 'input_key', 'target_key')
-SHARED = (*DATA, 'device', 'amp', 'amp_dtype', 'channels_last', 'workers')
+SHARED = (*DATA, 'device', 'channels_last', 'workers')
 
 
 def main(command: str, folder: Path, script: str | None = None) -> int:
@@ -34,7 +34,8 @@ def main(command: str, folder: Path, script: str | None = None) -> int:
 def validate_flags(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     """Flags of `timm-molly validate` for a finished training: the model and its images as in that training.
 
-    The weights are those of the last epoch, averaged where the training averaged them.
+    The weights are those of the last epoch, averaged where the training averaged them, in float32 whatever that
+    computed in.
 
     Raises:
         ValueError: The training left no sound weights.

@@ -26,6 +26,8 @@ def study(args: argparse.Namespace) -> int:
     given = {key: str(value) for key in ('data_dir', 'corrupted_dir') if (value := getattr(args, key))}
     grid = read_grid(args.grid, {key: value for key, value in given.items() if key == 'data_dir'}, given)
     chosen = choose(grid.entries, args.only) if args.only else grid.entries
+    if args.against:
+        choose(grid.entries, [args.against])
     script = train_script(args.train_script)
     check_data(chosen)
     check_flags(chosen, options(script), script)
@@ -35,13 +37,12 @@ def study(args: argparse.Namespace) -> int:
         with FileLock(output / '.lock', timeout=0):
             found = run(chosen, output, script, args.jobs)
             others = {entry: known(entry, output / str(entry)) for entry in grid.entries if entry not in found}
-            ended = {**found, **{entry: result for entry, result in others.items() if result}}
-            made = {'schema': results.SCHEMA, 'version': 1, 'title': grid.title}
-            made |= results.collect([entry for entry in grid.entries if entry in ended], ended, output)
-            results.write(made, output)
+            ended = {entry: result for entry in grid.entries if (result := {**others, **found}[entry])}
+            made = results.collect(grid.title, ended, output)
+            names = results.write(made, output) + (results.write(made, output, args.against) if args.against else [])
     except Timeout:
         raise ValueError(f'another study is running in {output}') from None
-    print(f'\n{grid.title}\n\n{results.tables(made, "text")}\n\nwrote {output}/study.json, study.md and study.png')
+    print(f'\n{grid.title}\n\n{results.tables(made, "text", args.against)}\n\nwrote {", ".join(names)} to {output}')
     return 0 if all(result['status'] == 'finished' for result in found.values()) else 1
 
 

@@ -172,7 +172,7 @@ def _check_flags(path: Path, where: str, flags: Any) -> dict[str, Any]:
     if not isinstance(flags, dict) or not all(isinstance(key, str) for key in flags):
         raise ValueError(f'{path}: {where} must hold flags by name, got {flags!r}')
     for key in OWN:
-        if key in flags:
+        if key in flags and where != 'validate':
             raise ValueError(f'{path}: {where} has {key}, which the study sets itself')
     return flags
 
@@ -212,7 +212,8 @@ def _cross(path: Path, cross: Any, recipes: Mapping[str, Any]) -> list[tuple[str
     for seed in lists['seeds']:
         if not _whole(seed, 0) or seed >= 2**32:
             raise ValueError(f'{path}: a seed is a number from 0 to 2**32 - 1, got {seed!r}')
-    return [(recipe, molly, seed) for recipe in lists['recipes'] for molly in policies for seed in lists['seeds']]
+    # The first seed of all comes first, so that a study that is stopped has it whole.
+    return [(recipe, molly, seed) for seed in lists['seeds'] for recipe in lists['recipes'] for molly in policies]
 
 
 def _whole(value: Any, low: int) -> bool:

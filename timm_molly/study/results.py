@@ -17,154 +17,148 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 'timm-molly/study'
+VERSION = 1
 METRICS = {'error': 'error %', 'nll': 'NLL', 'ece': 'ECE'}
-Value = dict[str, Any]  # mean, standard error (None for one seed), number of seeds
+
+Run = dict[str, Any]
+Row = dict[str, Any]
+Value = dict[str, Any]
 
 
-def collect(entries: Sequence[Entry], results: Mapping[Entry, Mapping[str, Any]], output: Path) -> dict[str, Any]:
-    """Bring the reports of a study together.
-
-    Each row has 'seeds', the `values` of its finished runs, mean and standard error over seeds, and the `differences`
-    to the same recipe without molly, seed by seed: their mean and standard error, over the seeds that both have.
+def collect(title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path) -> dict[str, Any]:
+    """Bring the reports of a study together, run by run, for JSON.
 
     Args:
-        entries: The grid.
-        results: How each entry ended.
+        title: Of the study.
+        ended: How each entry ended.
         output: Folder of the study.
-
-    Returns:
-        'runs' and 'rows', for JSON.
     """
     runs = []
-    for entry in entries:
+    for entry, result in ended.items():
         folder = output / str(entry)
-        run: dict[str, Any] = {
-            'recipe': entry.recipe,
-            'molly': entry.molly,
-            'seed': entry.seed,
-            **results[entry],
-            'train': dict(entry.train),
-        }
-        if results[entry]['status'] == 'finished':
+        run: Run = {'recipe': entry.recipe, 'molly': entry.molly, 'seed': entry.seed, **result}
+        if result['status'] == 'finished':
             made = report.read(folder / 'report')
-            run |= {'sha256': made['model']['sha256'], 'benchmark': made['benchmark'], 'data': made['data']}
-            run['figures'] = numbers(made)
-        runs.append(run)
-    finished = {(r['recipe'], r['molly'], r['seed']): r['figures'] for r in runs if 'figures' in r}
-    rows = []
-    for recipe, molly in dict.fromkeys((entry.recipe, entry.molly) for entry in entries):
-        seeds = [entry.seed for entry in entries if (entry.recipe, entry.molly) == (recipe, molly)]
-        own = {seed: finished[recipe, molly, seed] for seed in seeds if (recipe, molly, seed) in finished}
-        pairs = [(own[s], finished[recipe, None, s]) for s in own if molly and (recipe, None, s) in finished]
-        differences = [{key: with_[key] - without[key] for key in with_} for with_, without in pairs]
-        row = {'recipe': recipe, 'molly': molly, 'seeds': seeds, 'finished': list(own)}
-        rows.append({**row, 'values': over_seeds(list(own.values())), 'differences': over_seeds(differences)})
-    return {'rows': rows, 'runs': runs}
+            run |= {'figures': numbers(made), 'sha256': made['model']['sha256']}
+            run |= {key: made[key] for key in ('benchmark', 'data', 'packages')}
+        runs.append({**run, 'train': dict(entry.train)})
+    return {'schema': SCHEMA, 'version': VERSION, 'title': title, 'runs': runs}
 
 
 def numbers(made: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report by name: 'clean error', 'corrupted nll', 'weather ece' ..."""
+    """The figures of a report by name: 'clean error', 'corrupted nll', 'weather ece' ...
+
+    Of each part error, NLL, ECE, and the mean confidence less the share of correct answers, which ECE gives without
+    its sign: 'clean overconfidence'.
+    """
     parts = {'clean': made['clean'], 'corrupted': made['summary']['mean'], **made['summary']['groups']}
-    return {
-        f'{part} {metric}': values[metric]
-        for part, values in parts.items()
-        if values and values['error'] is not None
-        for metric in METRICS
-    }
+    found: dict[str, float] = {}
+    for part, values in parts.items():
+        if values and values['error'] is not None:
+            found |= {f'{part} {metric}': values[metric] for metric in METRICS}
+            found[f'{part} overconfidence'] = values['confidence'] - (1 - values['error'])
+    return found
 
 
-def over_seeds(of: Sequence[Mapping[str, float]]) -> dict[str, Value]:
-    """Mean and standard error of the mean of each figure; the standard error is None for a single one."""
-    keys = of[0] if of else ()
-    return {
-        key: {
-            'mean': fmean(each[key] for each in of),
-            'se': stdev(each[key] for each in of) / math.sqrt(len(of)) if len(of) > 1 else None,
-            'n': len(of),
-        }
-        for key in keys
-    }
-
-
-def tables(study: Mapping[str, Any], style: str) -> str:
-    """Tables of a study: corrupted and clean images, and corruptions by group.
+def rows(study: Mapping[str, Any], against: str | None = None) -> list[Row]:
+    """Average the runs of a study over seeds.
 
     Args:
-        study: What `collect` returns, with 'title'.
-        style: 'text' or 'markdown'.
+        study: What `collect` returns.
+        against: Name of the row that `differences` are to; None for the same recipe without molly.
+
+    Returns:
+        A row for each recipe and aa string of molly: 'name', 'recipe', 'molly', 'seeds', those that are 'finished',
+        and by name of the figure 'values' and 'differences', seed by seed over the seeds that both have, each with
+        'mean' and the standard error of the mean 'se' (None for a single seed).
     """
-    render = report.aligned if style == 'text' else report.markdown_table
-    heading = '{}' if style == 'text' else '## {}'
-    parts = list(dict.fromkeys(key.split()[0] for row in study['rows'] for key in row['values']))
-    blocks = []
-    for part, title in (('corrupted', 'Corrupted images'), ('clean', 'Clean images')):
-        if part in parts:
-            head = ['', 'seeds', *(text for m in METRICS.values() for text in (m, 'with - without'))]
-            rows = [
-                [
-                    label(row),
-                    _seeds(row),
-                    *(
-                        text
-                        for m in METRICS
-                        for text in (
-                            said(row['values'].get(f'{part} {m}'), m),
-                            said(row['differences'].get(f'{part} {m}'), m, sign=True),
-                        )
-                    ),
-                ]
-                for row in study['rows']
-            ]
-            blocks.append((title, render([head, *rows])))
+    by_row: dict[tuple[str, str | None], dict[int, Any]] = {}
+    for run in study['runs']:
+        by_row.setdefault((run['recipe'], run['molly']), {})[run['seed']] = run.get('figures')
+    names = {key: f'{key[0]}+{key[1]}' if key[1] else key[0] for key in by_row}
+    other = next((key for key, name in names.items() if name == against), None)
+    found = []
+    for (recipe, molly), seeds in by_row.items():
+        own = {seed: values for seed, values in seeds.items() if values}
+        key = other or (recipe, None)
+        pairs = [] if key == (recipe, molly) else [(own[s], by_row.get(key, {}).get(s)) for s in own]
+        differences = [{name: a[name] - b[name] for name in a} for a, b in pairs if b]
+        row: Row = {'name': names[recipe, molly], 'recipe': recipe, 'molly': molly, 'seeds': list(seeds)}
+        row |= {'finished': list(own), 'values': _over_seeds(list(own.values()))}
+        found.append({**row, 'differences': _over_seeds(differences)})
+    return found
+
+
+def _over_seeds(of: Sequence[Mapping[str, float]]) -> dict[str, Value]:
+    found = {}
+    for key in of[0] if of else ():
+        values = [each[key] for each in of]
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        found[key] = {'mean': fmean(values), 'se': error}
+    return found
+
+
+def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> str:
+    """Tables of a study: corrupted and clean images, corruptions by group, and runs that have no figures.
+
+    Args:
+        study: What `collect` returns.
+        style: 'text' or 'markdown'.
+        against: As for `rows`.
+    """
+    found = rows(study, against)
+    parts = list(dict.fromkeys(key.split()[0] for row in found for key in row['values']))
     groups = [part for part in parts if part not in ('corrupted', 'clean')]
-    for metric in ('error', 'ece'):
-        if groups:
-            head = ['', *(text for g in groups for text in (g, 'with - without'))]
-            rows = [
-                [
-                    label(row),
-                    *(
-                        text
-                        for g in groups
-                        for text in (
-                            said(row['values'].get(f'{g} {metric}'), metric),
-                            said(row['differences'].get(f'{g} {metric}'), metric, sign=True),
-                        )
-                    ),
-                ]
-                for row in study['rows']
-            ]
-            blocks.append((f'{METRICS[metric]} by group of corruptions', render([head, *rows])))
-    text = '\n\n'.join(f'{heading.format(title)}\n\n{table}' for title, table in blocks)
+    blocks = {}
+    for part in ('corrupted', 'clean'):
+        if part in parts:
+            blocks[f'{part.capitalize()} images'] = _table(
+                found, {text: f'{part} {metric}' for metric, text in METRICS.items()}, against, seeds=True
+            )
+    if groups:
+        for metric, text in (('error', 'Error %'), ('ece', 'ECE')):
+            columns = {group: f'{group} {metric}' for group in groups}
+            blocks[f'{text} by group of corruptions'] = _table(found, columns, against)
+        columns = {part: f'{part} overconfidence' for part in parts}
+        blocks['Mean confidence less share correct (below 0: underconfident)'] = _table(found, columns)
+    render = report.aligned if style == 'text' else report.markdown_table
+    mark = '' if style == 'text' else '## '
+    texts = [f'{mark}{title}\n\n{render(table)}' for title, table in blocks.items()]
     bad = [run for run in study['runs'] if run['status'] != 'finished']
     if bad:
-        lines = [f'- {name(run)}: {run["status"]}: {run["reason"]}' for run in bad]
-        text += '\n\n' + heading.format('Runs without figures') + '\n\n' + '\n'.join(lines)
-    return text.strip()
+        names = [f'{run["recipe"]}{"+" if run["molly"] else ""}{run["molly"] or ""}/{run["seed"]}' for run in bad]
+        lines = [f'- {name}: {run["status"]}: {run["reason"]}' for name, run in zip(names, bad, strict=True)]
+        texts.append(f'{mark}Runs without figures\n\n' + '\n'.join(lines))
+    return '\n\n'.join(texts)
 
 
-def label(row: Mapping[str, Any]) -> str:
-    """Name a row as `--only` takes it."""
-    return f'{row["recipe"]}+{row["molly"]}' if row['molly'] else str(row['recipe'])
+def _table(
+    found: Sequence[Row], columns: Mapping[str, str], against: str | None = '', seeds: bool = False
+) -> list[list[str]]:
+    """A row each, with its values and, but for against = '', its differences."""
+    difference = f'- {against}' if against else 'with - without'
+    head = [''] + ['seeds'] * seeds
+    for text in columns:
+        head += [text, difference] if against != '' else [text]
+    table = [head]
+    for row in found:
+        finished, all_of_them = len(row['finished']), len(row['seeds'])
+        line = [row['name']] + [str(finished) if finished == all_of_them else f'{finished} of {all_of_them}'] * seeds
+        for key in columns.values():
+            line.append(_said(row['values'].get(key), key, key.endswith('overconfidence')))
+            if against != '':
+                line.append(_said(row['differences'].get(key), key, sign=True))
+        table.append(line)
+    return table
 
 
-def name(run: Mapping[str, Any]) -> str:
-    """Name a run as `--only` takes it."""
-    return f'{label(run)}/{run["seed"]}'
-
-
-def said(value: Value | None, metric: str, sign: bool = False) -> str:
+def _said(value: Value | None, key: str, sign: bool = False) -> str:
     """A figure with its standard error: '29.4 ± 0.3'; empty where there is none."""
     if value is None:
         return ''
-    scale, digits = (100, 1) if metric == 'error' else (1, 3)
+    scale, digits = (100, 1) if key.endswith(' error') else (1, 3)
     text = f'{scale * value["mean"]:{"+" if sign else ""}.{digits}f}'
     return text if value['se'] is None else f'{text} ± {scale * value["se"]:.{digits}f}'
-
-
-def _seeds(row: Mapping[str, Any]) -> str:
-    finished, seeds = len(row['finished']), len(row['seeds'])
-    return str(seeds) if finished == seeds else f'{finished} of {seeds}'
 
 
 def draw(study: Mapping[str, Any]) -> Figure:
@@ -172,41 +166,27 @@ def draw(study: Mapping[str, Any]) -> Figure:
 
     Means over seeds; a line as long as the standard error on both sides.
     """
-    from matplotlib.figure import Figure
-
-    rows = [row for row in study['rows'] if row['values']]
-    recipes = list(dict.fromkeys(row['recipe'] for row in rows))
-    policies = [p for p in dict.fromkeys(row['molly'] for row in rows) if p]
-    # Each recipe is a line with its own policies below one another.
-    lines: list[tuple[str, str | None]] = []
-    for recipe in recipes:
-        own = [row['molly'] for row in rows if row['recipe'] == recipe and row['molly']]
-        lines += [(recipe, p) for p in own] or [(recipe, None)]
-    by = {(row['recipe'], row['molly']): row['values'] for row in rows}
+    found = [row for row in rows(study) if row['values']]
+    by = {(row['recipe'], row['molly']): row['values'] for row in found}
+    without = {recipe for recipe, molly in by if molly is None}
+    # A line for each row with molly, which starts at its recipe without; one for each recipe that has none.
+    lines = [row for row in found if row['molly'] or not any(r == row['recipe'] and m for r, m in by)]
+    policies = list(dict.fromkeys(row['molly'] for row in lines if row['molly']))
+    colours = {molly: figures.REPORTS[1 + i % (len(figures.REPORTS) - 1)] for i, molly in enumerate(policies)}
     parts = [part for part in ('corrupted', 'clean') if any(f'{part} error' in values for values in by.values())]
-    figure = Figure(figsize=(11, (0.9 + 0.27 * len(lines)) * len(parts) + 0.4), dpi=150, layout='constrained')
+    figure = figures.blank(11, (0.8 + 0.24 * len(lines)) * len(parts) + 0.3)
     axes = figure.subplots(len(parts), len(METRICS), squeeze=False)
-    colours = {p: figures.REPORTS[1 + i % (len(figures.REPORTS) - 1)] for i, p in enumerate(policies)}
     for row_of_axes, part in zip(axes, parts, strict=True):
         for ax, (metric, heading) in zip(row_of_axes, METRICS.items(), strict=True):
-            scale = 100 if metric == 'error' else 1
-            for y, (recipe, molly) in enumerate(lines):
-                without, with_ = (by.get((recipe, p), {}).get(f'{part} {metric}') for p in (None, molly))
-                if without and with_ and molly:
-                    ax.annotate(
-                        '',
-                        (scale * with_['mean'], y),
-                        (scale * without['mean'], y),
-                        arrowprops={
-                            'arrowstyle': '-|>',
-                            'color': '#bbbbbb',
-                            'linewidth': 1,
-                            'shrinkA': 0,
-                            'shrinkB': 3,
-                        },
-                    )
-                for value, colour, face in ((without, '#555555', 'white'), (with_, colours.get(molly or ''), None)):
-                    if value and colour:
+            key, scale = f'{part} {metric}', 100 if metric == 'error' else 1
+            for y, row in enumerate(lines):
+                start = by[row['recipe'], None].get(key) if row['recipe'] in without else None
+                end = row['values'].get(key) if row['molly'] else None
+                if start and end:
+                    ends = [scale * start['mean'], scale * end['mean']]
+                    ax.plot(ends, [y, y], color='#cccccc', linewidth=1.5, zorder=1)
+                for value, colour, face in ((start, '#555555', 'white'), (end, colours.get(row['molly'], ''), None)):
+                    if value:
                         ax.errorbar(
                             scale * value['mean'],
                             y,
@@ -216,20 +196,22 @@ def draw(study: Mapping[str, Any]) -> Figure:
                             color=colour,
                             markerfacecolor=face or colour,
                         )
-            ax.set_yticks(range(len(lines)), [f'{r}  +{m}' if m else r for r, m in lines] if metric == 'error' else [])
+            figures.dress(ax, f'{part} images: {heading}', '')
+            ax.set_yticks(range(len(lines)), [row['name'] for row in lines])
+            ax.tick_params(axis='y', labelleft=metric == 'error', length=0)
             ax.set_ylim(len(lines) - 0.4, -0.6)
-            ax.set_title(f'{part}: {heading}', fontsize=10)
-            ax.tick_params(labelsize=8)
-            ax.grid(alpha=0.25, linewidth=0.6)
-            ax.set_axisbelow(True)
-            ax.spines[['top', 'right']].set_visible(False)
     figure.suptitle(f'{study["title"]}: without molly (open) and with it (filled)', fontsize=9, color='#444444')
     return figure
 
 
-def write(study: Mapping[str, Any], output: Path) -> None:
-    """Write study.json, study.md and study.png."""
+def write(study: Mapping[str, Any], output: Path, against: str | None = None) -> list[str]:
+    """Write study.json, .md and .png; with `against`, a table of its own. Return the names."""
+    if against:
+        name = f'against-{against}.md'
+        write_text(output / name, f'# {study["title"]}\n\n{tables(study, "markdown", against)}\n')
+        return [name]
     write_text(output / 'study.json', json.dumps(study, indent=1) + '\n')
     write_text(output / 'study.md', f'# {study["title"]}\n\n{tables(study, "markdown")}\n\n![study](study.png)\n')
-    if any(row['values'] for row in study['rows']):
+    if any('figures' in run for run in study['runs']):
         figures.save(draw(study), output / 'study.png')
+    return ['study.json', 'study.md', 'study.png']

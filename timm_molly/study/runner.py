@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -24,6 +25,7 @@ from timm_molly.study.grid import Entry
 
 PATHS = ('data_dir', 'corrupted_dir', 'class_map')  # that may be elsewhere on another machine
 POLL = 0.5  # seconds
+CHILD = [sys.executable, '-m', 'timm_molly.study.child']
 
 
 class Running:
@@ -54,7 +56,7 @@ class Running:
             self._launch('train', str(self.script))
 
     def _launch(self, command: str, *words: str) -> None:
-        arguments = [sys.executable, '-m', 'timm_molly.study.child', command, str(self.folder), *words]
+        arguments = [*CHILD, command, str(self.folder), *words]
         self.command = command
         # Nobody writes to this pipe: it is closed when the study ends, which ends the child.
         self.process = subprocess.Popen(
@@ -77,7 +79,9 @@ class Running:
         if self.command == 'train':
             if not (self.folder / 'train' / 'last.pth.tar').is_file():
                 return self._result('failed', 'train.py ended without a checkpoint, train/last.pth.tar')
-            write_text(self.folder / 'trained.json', json.dumps({'seconds': round(time.monotonic() - self.start)}))
+            write_text(
+                self.folder / 'trained.json', json.dumps({'training_seconds': round(time.monotonic() - self.start)})
+            )
             self._launch('measure')
             return None
         try:
@@ -116,7 +120,9 @@ class Running:
         return f'{end}: {said[-300:]}'
 
     def _result(self, status: str, reason: str | None) -> dict[str, Any]:
-        result = {'status': status, 'reason': reason}
+        result: dict[str, Any] = {'status': status, 'reason': reason}
+        with contextlib.suppress(OSError, ValueError):
+            result |= json.loads((self.folder / 'trained.json').read_text())
         write_text(self.folder / 'result.json', json.dumps(result, indent=1) + '\n')
         return result
 
@@ -147,7 +153,7 @@ def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict
     with tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05) as progress:
         if results:
             progress.write(f'{len(results)} of {len(entries)} runs are there already', file=sys.stderr)
-        done = 0
+        done = shown = 0
         try:
             while todo or running:
                 while todo and free:
@@ -169,8 +175,10 @@ def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict
                     free.append(slot)
                     del running[slot]
                 progress.n = done + sum(min(len(each.losses()), each.epochs) for each in running.values())
-                progress.set_postfix_str(', '.join(f'{each.entry} {each.command}' for each in running.values()))
-                progress.refresh()
+                progress.set_postfix_str(', '.join(f'{each.entry} {each.command}' for each in running.values()), False)
+                if progress.n != shown or sys.stderr.isatty():  # a log grows by a line an epoch
+                    progress.refresh()
+                    shown = progress.n
                 if running:
                     time.sleep(POLL)
         finally:

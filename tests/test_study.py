@@ -1,0 +1,484 @@
+"""Studies: what a grid says, going on after whatever stopped one, the statistics, and a study from end to end."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from test_recipes import PARSER, problems
+
+from timm_molly.cli import main
+from timm_molly.study import results, runner
+from timm_molly.study.grid import choose, read_grid
+
+HERE = Path(__file__).parent
+STUDIES = HERE.parent / 'recipes' / 'studies'
+GRIDS = sorted(STUDIES.glob('*.yaml'))
+SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or HERE / 'train_script.py')
+SMALL = {
+    'train': {'epochs': 2, 'aa': 'rand-m9'},
+    'recipes': {'plain': {'aa': None}, 'rand': None},
+    'grid': [{'recipes': ['plain', 'rand'], 'molly': ['none', 'molly'], 'seeds': [0, 1]}],
+}
+
+
+def write(path, grid):
+    path.write_text(yaml.safe_dump(grid))
+    return path
+
+
+def entries(tmp_path, **train):
+    return read_grid(write(tmp_path / 'grid.yaml', {**SMALL, 'train': {'epochs': 2, **train}}), {}, {}).entries
+
+
+# What a grid says
+
+
+def test_a_grid_is_the_union_of_its_crosses_seed_by_seed(tmp_path):
+    crosses = [*SMALL['grid'], {'recipes': 'plain', 'molly': ['molly-b4.0', 'molly'], 'seeds': 0}]
+    found = read_grid(write(tmp_path / 'mine.yaml', {**SMALL, 'grid': crosses}), {}, {})
+    rows = ['plain', 'plain+molly', 'rand', 'rand+molly']
+    assert [str(e) for e in found.entries] == [f'{row}/{seed}' for seed in (0, 1) for row in rows] + [
+        'plain+molly-b4/0'
+    ]
+    assert [e.train['aa'] for e in found.entries[:4]] == [None, 'molly', 'rand-m9', 'rand-m9+molly']
+    assert [e.train['seed'] for e in found.entries] == [0] * 4 + [1] * 4 + [0]
+    assert found.title == 'mine'
+
+
+def test_recipes_molly_and_seeds_have_defaults(tmp_path):
+    found = read_grid(write(tmp_path / 'grid.yaml', {**SMALL, 'grid': [{}]}), {}, {}).entries
+    assert [str(e) for e in found] == ['plain/0', 'plain+molly/0', 'rand/0', 'rand+molly/0']
+
+
+def test_base_config_and_flags_are_laid_one_over_the_other(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    write(tmp_path / 'recipe.yaml', {'lr': 1, 'opt': 'sgd', 'epochs': 9, 'model': 'a'})
+    base = {**SMALL, 'threads': 1, 'train': {'config': '../recipe.yaml', 'epochs': 5, 'lr': 2}, 'validate': {'seed': 3}}
+    write(tmp_path / 'deep' / 'base.yaml', base)
+    grid = {'base': 'deep/base.yaml', 'train': {'lr': 3}, 'recipes': {'rand': {'epochs': 7}}, 'title': 'T'}
+    found = read_grid(write(tmp_path / 'grid.yaml', grid), {'model': 'b'}, {'data_dir': 'D'})
+    plain, rand = found.entries[0], found.entries[2]
+    assert plain.train == {'lr': 3, 'opt': 'sgd', 'epochs': 5, 'model': 'b', 'aa': None, 'seed': 0}
+    assert rand.train['epochs'] == 7
+    assert (plain.validate, plain.threads, found.title) == ({'seed': 3, 'data_dir': 'D'}, 1, 'T')
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'recipe': {}}, "unknown key 'recipe'; did you mean recipes?"),
+        ({'grid': [{'seed': [0]}]}, "unknown key 'seed'; did you mean seeds?"),
+        ({'validate': {'severity': [1]}}, "unknown key 'severity'; did you mean severities?"),
+        ({'validate': {'model': 'x'}}, "unknown key 'model'"),
+        ({'train': {'seed': 1}}, 'has seed, which the study sets itself'),
+        ({'recipes': {'a': {'output': 'x'}}}, 'recipe a has output'),
+        ({'recipes': {'a+b': {}}}, "letters, digits, _, - and ., got 'a+b'"),
+        ({'recipes': {'../a': {}}}, "got '../a'"),
+        ({'recipes': {'a': {'aa': 'molly'}}, 'grid': [{}]}, 'molly belongs into the grid'),
+        ({'recipes': {'a': {'aa': 3}}, 'grid': [{}]}, 'recipe a has aa: 3'),
+        ({'recipes': []}, 'recipes must map names to flags'),
+        ({'recipes': {'a': [1]}}, 'recipe a must hold flags by name'),
+        ({'train': 'x'}, 'train must hold flags by name'),
+        ({'grid': []}, 'grid must be a list'),
+        ({'grid': ['plain']}, 'each of grid must have recipes, molly, seeds'),
+        ({'grid': [{'recipes': ['x']}]}, "recipe 'x', which is none of plain, rand"),
+        ({'grid': [{'seeds': []}]}, 'has no seeds'),
+        ({'grid': [{'seeds': [True]}]}, 'got True'),
+        ({'grid': [{'seeds': [-1]}]}, 'got -1'),
+        ({'grid': [{'molly': ['mixup']}]}, "starts with 'molly'"),
+        ({'grid': [{'molly': ['molly-q3']}]}, "unknown or malformed section 'q3'"),
+        ({'threads': 0}, 'threads must be a number from 1 on, got 0'),
+        ({'title': [1]}, 'title must be text'),
+        ({'base': 'nowhere.yaml'}, 'nowhere.yaml: No such file'),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(tmp_path, change, said):
+    with pytest.raises(ValueError) as error:
+        read_grid(write(tmp_path / 'grid.yaml', {**SMALL, **change}), {}, {})
+    assert said in str(error.value)
+    assert 'grid.yaml' in str(error.value) or 'nowhere.yaml' in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['', 'a: [', '- 1', '!!python/object/apply:os.system [false]', '\0'])
+def test_what_is_no_grid_is_refused(tmp_path, text):
+    (tmp_path / 'grid.yaml').write_text(text)
+    with pytest.raises(ValueError, match=r'grid\.yaml (is not YAML|must hold settings)'):
+        read_grid(tmp_path / 'grid.yaml', {}, {})
+
+
+def test_rows_are_chosen_by_name(tmp_path):
+    every = entries(tmp_path)
+    assert [str(e) for e in choose(every, ['plain+molly', 'rand/1'])] == ['plain+molly/0', 'plain+molly/1', 'rand/1']
+    with pytest.raises(ValueError, match="no row 'rand/2' in the grid; there are plain, plain"):
+        choose(every, ['rand/2'])
+
+
+@pytest.mark.parametrize('path', GRIDS, ids=lambda path: path.stem)
+def test_train_py_knows_the_flags_of_our_grids(path):
+    found = read_grid(path, {}, {}).entries
+    assert found
+    for entry in found:
+        flags = {key: value for key, value in entry.train.items() if value is not None}
+        assert not list(problems(f'{path.stem} {entry}', flags, PARSER))
+
+
+def test_the_grid_of_the_tenth_is_the_other_but_for_images_and_epochs():
+    whole, tenth = (read_grid(STUDIES / f'fashion_mnist{name}.yaml', {}, {}).entries for name in ('', '_tenth'))
+    for a, b in zip(whole, tenth, strict=True):
+        if 'molly-kn' in str(a):  # fitted to each
+            continue
+        assert (str(a), a.validate, a.threads) == (str(b), b.validate, b.threads)
+        assert {**a.train, 'train_split': 'tenth', 'epochs': 10 * a.train['epochs']} == b.train
+
+
+# Running it
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(runner, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
+    monkeypatch.setattr(runner, 'POLL', 0.01)
+
+
+def run(every, output, jobs=2):
+    return {str(entry): result for entry, result in runner.run(every, output, SCRIPT, jobs).items()}
+
+
+def table(every, output):
+    ended = {entry: json.loads((output / str(entry) / 'result.json').read_text()) for entry in every}
+    study = results.collect('T', ended, output)
+    for each in study['runs']:
+        each.pop('training_seconds', None)
+    return study
+
+
+def commands(output):
+    return [line.split()[0] for path in sorted(output.rglob('commands')) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures('quick')
+def test_each_run_is_trained_and_measured_once(tmp_path):
+    every = entries(tmp_path)
+    found = run(every, tmp_path / 'out')
+    assert list(found) == [str(entry) for entry in every]
+    assert {result['status'] for result in found.values()} == {'finished'}
+    assert commands(tmp_path / 'out') == ['train', 'measure'] * 8
+    config = yaml.safe_load((tmp_path / 'out' / 'rand+molly' / '1' / 'config.yaml').read_text())
+    assert config == {'epochs': 2, 'seed': 1, 'aa': 'molly'}
+    before = table(every, tmp_path / 'out')
+    assert run(every, tmp_path / 'out') == found
+    assert commands(tmp_path / 'out') == ['train', 'measure'] * 8  # nothing was done again
+    assert table(every, tmp_path / 'out') == before
+
+
+@pytest.mark.usefixtures('quick')
+def test_runs_without_figures_leave_the_others_alone(tmp_path, capsys):
+    grid = dict(SMALL)
+    mended = tmp_path / 'mended'
+    grid['recipes'] = {
+        'good': {},
+        'nan': {'behave': 'nan'},
+        'logits': {'behave': 'no logits'},
+        'crash': {'behave': 'crash', 'mended': str(mended)},
+        'killed': {'behave': 'killed'},
+        'nothing': {'behave': 'no checkpoint'},
+    }
+    grid['grid'] = [{'molly': 'none'}]
+    every = read_grid(write(tmp_path / 'grid.yaml', grid), {}, {}).entries
+    found = run(every, tmp_path / 'out', jobs=3)
+    assert {name: result['status'] for name, result in found.items()} == {
+        'good/0': 'finished',
+        'nan/0': 'diverged',
+        'logits/0': 'diverged',
+        'crash/0': 'failed',
+        'killed/0': 'failed',
+        'nothing/0': 'failed',
+    }
+    assert found['nan/0']['reason'] == 'the training loss became nan in epoch 1'
+    assert found['logits/0']['reason'] == 'logits that are not finite in clean'
+    assert found['crash/0']['reason'] == 'train.py ended with code 1: OSError: [Errno 28] No space left on device'
+    assert found['killed/0']['reason'].startswith('train.py was ended by signal 9')
+    assert 'without a checkpoint' in found['nothing/0']['reason']
+    said = results.tables(table(every, tmp_path / 'out'), 'text')
+    assert '- nan/0: diverged: the training loss became nan in epoch 1' in said
+    assert 'crash/0: failed' in capsys.readouterr().err
+
+    mended.touch()
+    again = run(every, tmp_path / 'out', jobs=3)
+    assert again['crash/0']['status'] == 'finished'  # tried again
+    assert again['nan/0'] == found['nan/0']  # not tried again: it would diverge again
+    assert commands(tmp_path / 'out' / 'nan') == ['train']
+    assert commands(tmp_path / 'out' / 'good') == ['train', 'measure']
+
+
+def alive(pid):
+    try:
+        state = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != 'Z'
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks processes up in /proc')
+@pytest.mark.usefixtures('quick')
+def test_a_study_that_is_killed_at_any_time_goes_on_and_ends_the_same(tmp_path):
+    every = entries(tmp_path, epoch_seconds=0.05)
+    run(every, tmp_path / 'whole', jobs=3)
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        process = multiprocessing.get_context('fork').Process(target=run, args=(every, tmp_path / 'cut', 3))
+        process.start()
+        process.join(moments.uniform(0.02, 0.6))
+        if not process.is_alive():
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        pids = [int(line.split()[1]) for path in tmp_path.rglob('cut/*/*/commands') for line in path.open()]
+        for _ in range(100):
+            if not any(map(alive, pids)):
+                break
+            time.sleep(0.05)
+        assert not any(map(alive, pids))  # its trainings end with it
+    assert process.exitcode == 0
+    assert kills > 3
+    assert table(every, tmp_path / 'cut') == table(every, tmp_path / 'whole')
+    assert len(commands(tmp_path / 'cut')) > 16  # some were begun again
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_full_disk_stops_the_study_and_leaves_it_whole(tmp_path, monkeypatch):
+    every = entries(tmp_path)
+    write_text, calls = runner.write_text, []
+
+    def full(path, text):
+        calls.append(path)
+        if len(calls) in (3, 22):
+            raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        write_text(path, text)
+
+    monkeypatch.setattr(runner, 'write_text', full)
+    for _ in range(2):
+        with pytest.raises(OSError, match='No space left'):
+            run(every, tmp_path / 'out')
+    assert not list(tmp_path.rglob('out/**/tmp*'))
+    run(every, tmp_path / 'out')
+    run(every, tmp_path / 'whole')
+    assert table(every, tmp_path / 'out') == table(every, tmp_path / 'whole')
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_folder_of_another_training_is_refused(tmp_path):
+    run(entries(tmp_path, data_dir='/a/images'), tmp_path / 'out')
+    run(entries(tmp_path, data_dir='/b/images'), tmp_path / 'out')  # the same images elsewhere
+    with pytest.raises(ValueError, match=r'out/plain/0 holds another training \(train.epochs: 2, 3\): delete it'):
+        run(entries(tmp_path, data_dir='/a/images', epochs=3), tmp_path / 'out')
+    (tmp_path / 'out' / 'plain' / '0' / 'settings.json').write_text('{')
+    with pytest.raises(ValueError, match=r'settings.json is damaged'):
+        run(entries(tmp_path), tmp_path / 'out')
+    (tmp_path / 'out' / 'plain' / '0' / 'settings.json').unlink()
+    with pytest.raises(ValueError, match=r'holds a training but not its settings.json'):
+        run(entries(tmp_path), tmp_path / 'out')
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('damage', ['', '{', '{"status": "finished"'])
+def test_a_damaged_result_is_made_again(tmp_path, damage):
+    every = entries(tmp_path)[:1]
+    run(every, tmp_path / 'out')
+    (tmp_path / 'out' / 'plain' / '0' / 'result.json').write_text(damage)
+    assert run(every, tmp_path / 'out')['plain/0']['status'] == 'finished'
+    assert commands(tmp_path / 'out') == ['train', 'measure', 'measure']
+
+
+def test_jobs_share_the_gpus(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2, 5,7')
+    assert runner.visible_devices(4) == ['2', '5', '7']
+    assert runner.visible_devices(1) == []
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    assert runner.visible_devices(4) == []
+
+
+# The command
+
+
+@pytest.fixture
+def study(tmp_path, image_folder, monkeypatch, quick):
+    """The command on a grid of one row, with processes that do nothing in no time."""
+    monkeypatch.setattr('timm_molly.study.command.options', lambda script: {'epochs', 'aa', 'seed', 'data_dir'})
+    monkeypatch.chdir(tmp_path)
+    grid = {**SMALL, 'train': {'epochs': 2, 'data_dir': str(image_folder)}}
+    write(tmp_path / 'mine.yaml', grid)
+    return lambda *words: main(['study', 'mine.yaml', '--train-script', str(SCRIPT), *words])
+
+
+def test_the_command_writes_and_prints_a_table(study, tmp_path, capsys):
+    assert study('--only', 'plain', 'plain+molly/0', '--jobs', '2') == 0
+    said = capsys.readouterr()
+    assert 'plain+molly/0: clean error 5.0 %, NLL 0.150, ECE 0.017, corrupted error 12.5 %' in said.err
+    out = tmp_path / 'output' / 'study' / 'mine'
+    lines = said.out.splitlines()
+    # seeds 0 and 1: 25 % and 25 * 8/7; their mean, and |difference| / 2 for the standard error of two
+    assert 'plain            2  26.8 ± 1.8' in said.out
+    line = next(line for line in lines if line.startswith('plain+molly '))
+    assert ' '.join(line.split()) == 'plain+molly 1 12.5 -12.5 0.375 -0.375 0.042 -0.042'
+    assert 'rand' not in said.out
+    assert {'study.json', 'study.md', 'study.png'} <= {path.name for path in out.iterdir()}
+    assert study() == 0  # the rest
+    assert study('--against', 'rand+molly', '--only', 'plain') == 0
+    said = capsys.readouterr().out
+    assert '- rand+molly' in said
+    assert (out / 'against-rand+molly.md').is_file()
+
+
+def test_the_same_study_twice_at_once_is_refused(study, tmp_path, capsys):
+    from filelock import FileLock
+
+    out = tmp_path / 'output' / 'study' / 'mine'
+    out.mkdir(parents=True)
+    with FileLock(out / '.lock'):
+        assert study() == 2
+    assert 'another study is running in' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (['--jobs', '0'], '--jobs must be 1 or more, got 0'),
+        (['--only', 'x'], "no row 'x' in the grid"),
+        (['--against', 'x'], "no row 'x' in the grid"),
+        (['--data-dir', 'nowhere'], 'no such data folder: nowhere'),
+        (['--data-dir', '.'], 'timm cannot open'),
+        (['--corrupted-dir', 'nowhere'], 'no such folder of corrupted images: nowhere'),
+        (['--train-script', 'nowhere.py'], 'no such train script: nowhere.py'),
+    ],
+)
+def test_what_cannot_work_says_so_before_anything_is_trained(study, tmp_path, capsys, words, said):
+    assert study(*words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / 'output').exists()
+
+
+def test_without_a_train_script_it_says_how_to_get_the_one_that_fits(study, monkeypatch, capsys):
+    monkeypatch.delenv('TIMM_TRAIN_SCRIPT', raising=False)
+    monkeypatch.setattr('timm.version.__version__', '1.0.28')
+    assert main(['study', 'mine.yaml']) == 2
+    assert '--branch v1.0.28 https://github.com/huggingface/pytorch-image-models' in capsys.readouterr().err
+    monkeypatch.setattr('timm.version.__version__', '1.0.32.dev0')
+    assert main(['study', 'mine.yaml']) == 2
+    assert '--branch main' in capsys.readouterr().err
+
+
+def test_a_flag_that_train_py_would_pass_over_is_refused(tmp_path):
+    every = entries(tmp_path, epochz=3)
+    with pytest.raises(ValueError, match=r'recipe plain: train.py has no --epochz; did you mean epochs\?'):
+        runner.check_flags(every, {'epochs', 'aa', 'seed'}, Path('train.py'))
+
+
+def test_a_script_that_is_no_train_script_is_refused(tmp_path):
+    (tmp_path / 'train.py').write_text('raise SystemExit("ImportError: no module named timm")')
+    with pytest.raises(ValueError, match='is not a train script of timm that works here: ImportError: no module'):
+        runner.options(tmp_path / 'train.py')
+
+
+# Statistics
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6),
+    st.integers(0, 3),
+)
+def test_means_errors_and_paired_differences_follow_numpy(values, missing):
+    runs = []
+    for seed, pair in enumerate(values):
+        for molly, value in zip((None, 'molly'), pair, strict=True):
+            if molly or seed >= missing:  # differences are over the seeds that both have
+                runs.append({'recipe': 'a', 'molly': molly, 'seed': seed, 'figures': {'clean error': value}})
+    row = next(row for row in results.rows({'runs': runs}) if row['molly'])
+    own = np.array([b for _, b in values])
+    differences = np.array([b - a for a, b in values[missing:]])
+    for found, expected in ((row['values'], own), (row['differences'], differences)):
+        if not len(expected):
+            assert found == {}
+            continue
+        assert math.isclose(found['clean error']['mean'], expected.mean(), abs_tol=1e-12)
+        if len(expected) == 1:
+            assert found['clean error']['se'] is None
+        else:
+            se = expected.std(ddof=1) / np.sqrt(len(expected))
+            assert math.isclose(found['clean error']['se'], se, abs_tol=1e-12)
+    against = (
+        next(row for row in results.rows({'runs': runs}, 'a+molly') if not row['molly'])
+        if missing < len(values)
+        else None
+    )
+    if against is not None:
+        assert math.isclose(against['differences']['clean error']['mean'], -differences.mean(), abs_tol=1e-12)
+
+
+# From end to end
+
+
+def test_a_study_of_the_papers_grid_for_two_steps(tmp_path, image_folder):
+    grid = {
+        'base': str(STUDIES / 'cifar10_paper.yaml'),
+        'threads': 1,
+        'train': {
+            'dataset': '',
+            'num_classes': 3,
+            'model': 'preactresnet18',
+            'data_dir': str(image_folder),
+            'img_size': 32,
+            'batch_size': 24,
+            'epochs': 1,
+            'device': 'cpu',
+            'workers': 1,
+            'amp': False,
+        },
+        'validate': {'corruptions': ['gaussian_noise', 'contrast'], 'severities': [1, 5]},
+    }
+    write(tmp_path / 'grid.yaml', grid)
+    command = [sys.executable, '-m', 'timm_molly', 'study', 'grid.yaml', '--train-script', str(SCRIPT)]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')]))}
+    rows = ['crop_flip/0', 'cutmix+molly/0']
+
+    def start(*words):
+        return subprocess.Popen([*command, *words], cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
+
+    whole = start('-o', 'whole', '--jobs', '2', '--only', *rows)
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    study = json.loads((tmp_path / 'whole' / 'study.json').read_text())
+    assert [run['status'] for run in study['runs']] == ['finished'] * 2
+    assert [run['figures']['clean error'] is not None for run in study['runs']] == [True] * 2
+    log = (tmp_path / 'whole' / 'cutmix+molly' / '0' / 'log.txt').read_text()
+    assert 'Mollification is on: molly ' in log
+    assert 'cutmix 1' in log
+    assert 'Mollification' not in (tmp_path / 'whole' / 'crop_flip' / '0' / 'log.txt').read_text()
+
+    cut = start('-o', 'cut', '--only', rows[1])
+    trained = tmp_path / 'cut' / rows[1] / 'train'
+    while not trained.exists() and cut.poll() is None:
+        time.sleep(0.05)
+    cut.kill()
+    cut.communicate()
+    again = start('-o', 'cut', '--only', rows[1])
+    again.communicate(timeout=300)
+    assert again.returncode == 0
+    repeated = json.loads((tmp_path / 'cut' / 'study.json').read_text())['runs'][0]
+    first = study['runs'][1]
+    assert (repeated['sha256'], repeated['figures']) == (first['sha256'], first['figures'])
