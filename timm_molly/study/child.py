@@ -28,7 +28,9 @@ def main(command: str, folder: Path, script: str | None = None) -> int:
         assert script is not None
         arguments = ['--config', str(folder / 'config.yaml'), '--output', str(folder), '--experiment', 'train']
         return cli.main(['run', script, *arguments])
-    return cli.main(['validate', *validate_flags(folder, settings)])
+    arguments = ['validate', *validate_flags(folder, settings)]
+    sys.argv = ['timm-molly', *arguments]  # which the report quotes
+    return cli.main(arguments)
 
 
 def validate_flags(folder: Path, settings: Mapping[str, Any]) -> list[str]:
