@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import runpy
+import signal
 import sys
 import time
 from pathlib import Path
 
-from timm_molly.study.child import end_with_parent
+from timm_molly.study.child import NOT_FINITE, UNREADABLE, end_with_parent
 
 
 def train(folder, settings):
@@ -20,19 +22,27 @@ def train(folder, settings):
             writer = csv.writer(file)
             if epoch == 0:
                 writer.writerow(['epoch', 'train_loss'])
-            writer.writerow([epoch, loss])
+            writer.writerow([epoch * settings.get('val_interval', 1), loss])
         if behave == 'nan' and epoch == 1:
             time.sleep(600)  # as a train.py that goes on
         if behave == 'crash' and not Path(settings['mended']).exists():
             sys.exit('OSError: [Errno 28] No space left on device')
         if behave == 'killed':
-            os.kill(os.getpid(), 9)
-    if behave != 'no checkpoint':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if behave == 'interrupted':
+            os.kill(os.getpid(), signal.SIGINT)
+    if behave != 'unreadable' or (folder / 'commands').read_text().count('train') > 1:
         (folder / 'train' / 'last.pth.tar').write_text(str(settings['seed']))
 
 
 def measure(folder, settings):
+    if not (folder / 'train' / 'last.pth.tar').is_file():
+        print('no such folder or checkpoint')
+        return UNREADABLE
     seed = int((folder / 'train' / 'last.pth.tar').read_text())
+    if settings.get('behave') == 'weights':
+        print('weights that are not finite')
+        return NOT_FINITE
     time.sleep(settings.get('epoch_seconds', 0))
     better = 0.5 if 'molly' in (settings['aa'] or '') else 1
 
@@ -46,7 +56,7 @@ def measure(folder, settings):
         'version': 1,
         'model': {'sha256': f'{seed:064x}'},
         'benchmark': {'kind': 'on the fly'},
-        'data': {},
+        'data': {'images': 4, 'num_classes': 3, 'labels': 'other' if settings.get('behave') == 'images' else 'these'},
         'packages': {},
         'clean': cell(0.1),
         'cells': {},
@@ -58,8 +68,15 @@ def measure(folder, settings):
 
 
 if __name__ == '__main__':
+    command = sys.argv[1]
+    if command == 'about':
+        if Path(sys.argv[2]).name != 'train_script.py':
+            runpy.run_path(sys.argv[2])
+        print('--data-dir --model --aa --experiment --seed --epochs --behave\n\n1.2.3')
+        sys.exit()
     end_with_parent()
-    command, folder = sys.argv[1], Path(sys.argv[2])
+    folder = Path(sys.argv[2])
     with (folder / 'commands').open('a') as file:
         file.write(f'{command} {os.getpid()}\n')
-    {'train': train, 'measure': measure}[command](folder, json.loads((folder / 'settings.json').read_text())['train'])
+    settings = json.loads((folder / 'settings.json').read_text())['train']
+    sys.exit({'train': train, 'measure': measure}[command](folder, settings))

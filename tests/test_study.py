@@ -1,15 +1,19 @@
 """Studies: what a grid says, going on after whatever stopped one, the statistics, and a study from end to end."""
 
+import datetime
 import errno
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -69,19 +73,23 @@ def test_base_config_and_flags_are_laid_one_over_the_other(tmp_path):
     base = {**SMALL, 'threads': 1, 'train': {'config': '../recipe.yaml', 'epochs': 5, 'lr': 2}, 'validate': {'seed': 3}}
     write(tmp_path / 'deep' / 'base.yaml', base)
     grid = {'base': 'deep/base.yaml', 'train': {'lr': 3}, 'recipes': {'rand': {'epochs': 7}}, 'title': 'T'}
-    found = read_grid(write(tmp_path / 'grid.yaml', grid), {'model': 'b'}, {'data_dir': 'D'})
+    found = read_grid(write(tmp_path / 'grid.yaml', grid), {'model': 'b'}, {'data_dir': 'D', 'corrupted_dir': 'C'})
     plain, rand = found.entries[0], found.entries[2]
     assert plain.train == {'lr': 3, 'opt': 'sgd', 'epochs': 5, 'model': 'b', 'aa': None, 'seed': 0}
     assert rand.train['epochs'] == 7
-    assert (plain.validate, plain.threads, found.title) == ({'seed': 3, 'data_dir': 'D'}, 1, 'T')
+    # The folder of images is for the measurement too, unless that has one of its own.
+    assert (plain.validate, plain.threads, found.title) == ({'seed': 3, 'corrupted_dir': 'C'}, 1, 'T')
+    grid = {**SMALL, 'validate': {'data_dir': 'mine'}}
+    found = read_grid(write(tmp_path / 'grid.yaml', grid), {}, {'data_dir': 'D'})
+    assert found.entries[0].validate == {'data_dir': 'D'}
 
 
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ({'recipe': {}}, "unknown key 'recipe'; did you mean recipes?"),
-        ({'grid': [{'seed': [0]}]}, "unknown key 'seed'; did you mean seeds?"),
-        ({'validate': {'severity': [1]}}, "unknown key 'severity'; did you mean severities?"),
+        ({'recipe': {}}, "the grid has an unknown key 'recipe' (did you mean recipes?); it takes title"),
+        ({'grid': [{'seed': [0]}]}, "unknown key 'seed' (did you mean seeds?)"),
+        ({'validate': {'severity': [1]}}, "unknown key 'severity' (did you mean severities?)"),
         ({'validate': {'model': 'x'}}, "unknown key 'model'"),
         ({'train': {'seed': 1}}, 'has seed, which the study sets itself'),
         ({'recipes': {'a': {'output': 'x'}}}, 'recipe a has output'),
@@ -103,6 +111,18 @@ def test_base_config_and_flags_are_laid_one_over_the_other(tmp_path):
         ({'threads': 0}, 'threads must be a number from 1 on, got 0'),
         ({'title': [1]}, 'title must be text'),
         ({'base': 'nowhere.yaml'}, 'nowhere.yaml: No such file'),
+        ({'train': {'config': 'nowhere.yaml'}}, 'nowhere.yaml: No such file'),
+        ({'zzzz': 1}, "unknown key 'zzzz'; it takes title"),
+        ({'validate': {'mollification': True}}, "unknown key 'mollification'"),
+        ({'recipes': {'a': {'epochs': '5'}}, 'grid': [{}]}, "recipe a has epochs: '5', not a number from 1 on"),
+        ({'train': {'epochs': 1.5}}, 'has epochs: 1.5'),
+        ({'train': {'lr': float('nan')}}, 'train has lr: nan'),
+        ({'train': {'lr': datetime.date(2026, 1, 1)}}, 'not made of text, finite numbers'),
+        ({'train': {'a': {1: 2}}}, 'not made of text, finite numbers'),
+        ({'train': {'data_dir': 5}}, 'data_dir: 5, which must be text'),
+        ({'validate': {'corrupted_dir': ['a']}}, "corrupted_dir: ['a'], which must be text"),
+        ({'grid': [{'recipes': [['a']]}]}, "recipe ['a'], which is none of plain, rand"),
+        ({'grid': [{'recipes': {'a': 'b'}}]}, "recipe {'a': 'b'}, which is none of"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(tmp_path, change, said):
@@ -147,6 +167,9 @@ def test_the_grid_of_the_tenth_is_the_other_but_for_images_and_epochs():
 # Running it
 
 
+ABOUT = {'timm': '1.2.3', 'sha256': 'abc'}
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(runner, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
@@ -154,7 +177,7 @@ def quick(monkeypatch):
 
 
 def run(every, output, jobs=2):
-    return {str(entry): result for entry, result in runner.run(every, output, SCRIPT, jobs).items()}
+    return {str(entry): result for entry, result in runner.run(every, output, SCRIPT, ABOUT, jobs).items()}
 
 
 def table(every, output):
@@ -194,8 +217,11 @@ def test_runs_without_figures_leave_the_others_alone(tmp_path, capsys):
         'logits': {'behave': 'no logits'},
         'crash': {'behave': 'crash', 'mended': str(mended)},
         'killed': {'behave': 'killed'},
-        'nothing': {'behave': 'no checkpoint'},
+        'interrupted': {'behave': 'interrupted'},
+        'weights': {'behave': 'weights'},
+        'unreadable': {'behave': 'unreadable'},
     }
+    grid['train'] = {'epochs': 2, 'val_interval': 10}  # of the epochs that are written down
     grid['grid'] = [{'molly': 'none'}]
     every = read_grid(write(tmp_path / 'grid.yaml', grid), {}, {}).entries
     found = run(every, tmp_path / 'out', jobs=3)
@@ -205,20 +231,24 @@ def test_runs_without_figures_leave_the_others_alone(tmp_path, capsys):
         'logits/0': 'diverged',
         'crash/0': 'failed',
         'killed/0': 'failed',
-        'nothing/0': 'failed',
+        'interrupted/0': 'finished',
+        'weights/0': 'diverged',
+        'unreadable/0': 'failed',
     }
-    assert found['nan/0']['reason'] == 'the training loss became nan in epoch 1'
+    assert found['nan/0']['reason'] == 'the training loss became nan in epoch 10'
     assert found['logits/0']['reason'] == 'logits that are not finite in clean'
     assert found['crash/0']['reason'] == 'train.py ended with code 1: OSError: [Errno 28] No space left on device'
     assert found['killed/0']['reason'].startswith('train.py was ended by signal 9')
-    assert 'without a checkpoint' in found['nothing/0']['reason']
+    assert found['unreadable/0']['reason'].endswith('no such folder or checkpoint')
     said = results.tables(table(every, tmp_path / 'out'), 'text')
-    assert '- nan/0: diverged: the training loss became nan in epoch 1' in said
+    assert '- nan/0: diverged: the training loss became nan in epoch 10' in said
     assert 'crash/0: failed' in capsys.readouterr().err
 
     mended.touch()
     again = run(every, tmp_path / 'out', jobs=3)
     assert again['crash/0']['status'] == 'finished'  # tried again
+    assert again['unreadable/0']['status'] == 'finished'
+    assert commands(tmp_path / 'out' / 'unreadable') == ['train', 'measure'] * 2
     assert again['nan/0'] == found['nan/0']  # not tried again: it would diverge again
     assert commands(tmp_path / 'out' / 'nan') == ['train']
     assert commands(tmp_path / 'out' / 'good') == ['train', 'measure']
@@ -263,30 +293,65 @@ def test_a_study_that_is_killed_at_any_time_goes_on_and_ends_the_same(tmp_path):
 @pytest.mark.usefixtures('quick')
 def test_a_full_disk_stops_the_study_and_leaves_it_whole(tmp_path, monkeypatch):
     every = entries(tmp_path)
-    write_text, calls = runner.write_text, []
+    write, calls = Path.write_text, []
 
-    def full(path, text):
+    def full(path, text, **options):
         calls.append(path)
         if len(calls) in (3, 22):
+            write(path, text[:5], **options)
             raise OSError(errno.ENOSPC, 'No space left on device', str(path))
-        write_text(path, text)
+        return write(path, text, **options)
 
-    monkeypatch.setattr(runner, 'write_text', full)
+    monkeypatch.setattr(Path, 'write_text', full)
     for _ in range(2):
         with pytest.raises(OSError, match='No space left'):
             run(every, tmp_path / 'out')
-    assert not list(tmp_path.rglob('out/**/tmp*'))
+    assert not list((tmp_path / 'out').rglob('tmp*'))
     run(every, tmp_path / 'out')
     run(every, tmp_path / 'whole')
     assert table(every, tmp_path / 'out') == table(every, tmp_path / 'whole')
 
 
 @pytest.mark.usefixtures('quick')
+def test_images_that_moved_are_found_and_another_measurement_is_made_again(tmp_path):
+    mended = tmp_path / 'mended'
+    how = {'behave': 'crash', 'mended': str(mended)}
+    assert run(entries(tmp_path, data_dir='/a/images', **how)[:1], tmp_path / 'out')['plain/0']['status'] == 'failed'
+    mended.touch()
+    every = entries(tmp_path, data_dir='/b/images', **how)[:1]
+    assert run(every, tmp_path / 'out')['plain/0']['status'] == 'finished'
+    config = yaml.safe_load((tmp_path / 'out' / 'plain' / '0' / 'config.yaml').read_text())
+    assert config['data_dir'] == '/b/images'
+    (tmp_path / 'out' / 'plain' / '0' / 'report' / 'old').touch()
+    write(
+        tmp_path / 'grid.yaml',
+        {**SMALL, 'train': {'epochs': 2, 'data_dir': '/b/images', **how}, 'validate': {'seed': 7}},
+    )
+    again = read_grid(tmp_path / 'grid.yaml', {}, {}).entries[:1]
+    assert run(again, tmp_path / 'out')['plain/0']['status'] == 'finished'
+    assert commands(tmp_path / 'out') == ['train', 'train', 'measure', 'measure']  # trained no more
+    assert not (tmp_path / 'out' / 'plain' / '0' / 'report' / 'old').exists()
+
+
+@pytest.mark.usefixtures('quick')
+def test_runs_on_different_images_are_not_compared(tmp_path):
+    every = read_grid(
+        write(tmp_path / 'grid.yaml', {**SMALL, 'recipes': {'a': {}, 'b': {'behave': 'images'}}, 'grid': [{}]}), {}, {}
+    ).entries
+    run(every, tmp_path / 'out')
+    with pytest.raises(ValueError, match='a/0 and b/0 were measured on different images: labels: "these", "other"'):
+        table(every, tmp_path / 'out')
+
+
+@pytest.mark.usefixtures('quick')
 def test_a_folder_of_another_training_is_refused(tmp_path):
     run(entries(tmp_path, data_dir='/a/images'), tmp_path / 'out')
     run(entries(tmp_path, data_dir='/b/images'), tmp_path / 'out')  # the same images elsewhere
+    assert len(commands(tmp_path / 'out')) == 16
     with pytest.raises(ValueError, match=r'out/plain/0 holds another training \(train.epochs: 2, 3\): delete it'):
         run(entries(tmp_path, data_dir='/a/images', epochs=3), tmp_path / 'out')
+    with pytest.raises(ValueError, match=r'script.timm: "1.2.3", "1.2.4"'):
+        runner.run(entries(tmp_path, data_dir='/a/images'), tmp_path / 'out', SCRIPT, {**ABOUT, 'timm': '1.2.4'}, 1)
     (tmp_path / 'out' / 'plain' / '0' / 'settings.json').write_text('{')
     with pytest.raises(ValueError, match=r'settings.json is damaged'):
         run(entries(tmp_path), tmp_path / 'out')
@@ -319,7 +384,6 @@ def test_jobs_share_the_gpus(monkeypatch):
 @pytest.fixture
 def study(tmp_path, image_folder, monkeypatch, quick):
     """The command on a grid of one row, with processes that do nothing in no time."""
-    monkeypatch.setattr('timm_molly.study.command.options', lambda script: {'epochs', 'aa', 'seed', 'data_dir'})
     monkeypatch.chdir(tmp_path)
     grid = {**SMALL, 'train': {'epochs': 2, 'data_dir': str(image_folder)}}
     write(tmp_path / 'mine.yaml', grid)
@@ -339,9 +403,12 @@ def test_the_command_writes_and_prints_a_table(study, tmp_path, capsys):
     assert 'rand' not in said.out
     assert {'study.json', 'study.md', 'study.png'} <= {path.name for path in out.iterdir()}
     assert study() == 0  # the rest
+    capsys.readouterr()
     assert study('--against', 'rand+molly', '--only', 'plain') == 0
     said = capsys.readouterr().out
     assert '- rand+molly' in said
+    line = next(line for line in said.splitlines() if line.startswith('plain '))
+    assert line.split()[5] == '+13.4'  # 26.8 less 13.4
     assert (out / 'against-rand+molly.md').is_file()
 
 
@@ -360,7 +427,8 @@ def test_the_same_study_twice_at_once_is_refused(study, tmp_path, capsys):
     [
         (['--jobs', '0'], '--jobs must be 1 or more, got 0'),
         (['--only', 'x'], "no row 'x' in the grid"),
-        (['--against', 'x'], "no row 'x' in the grid"),
+        (['--against', 'x'], '--against x: the grid has no such row'),
+        (['--against', 'plain/0'], '--against plain/0: the grid has no such row'),
         (['--data-dir', 'nowhere'], 'no such data folder: nowhere'),
         (['--data-dir', '.'], 'timm cannot open'),
         (['--corrupted-dir', 'nowhere'], 'no such folder of corrupted images: nowhere'),
@@ -385,14 +453,64 @@ def test_without_a_train_script_it_says_how_to_get_the_one_that_fits(study, monk
 
 def test_a_flag_that_train_py_would_pass_over_is_refused(tmp_path):
     every = entries(tmp_path, epochz=3)
-    with pytest.raises(ValueError, match=r'recipe plain: train.py has no --epochz; did you mean epochs\?'):
+    with pytest.raises(ValueError, match=r'recipe plain: train.py has no --epochz \(did you mean epochs\?\)'):
         runner.check_flags(every, {'epochs', 'aa', 'seed'}, Path('train.py'))
 
 
+def test_a_script_is_asked_for_flags_and_timm(quick, tmp_path):
+    flags, about = runner.ask(SCRIPT)
+    assert flags == {'data_dir', 'model', 'aa', 'experiment', 'seed', 'epochs', 'behave'}
+    assert (about['timm'], about['torch']) == ('1.2.3', version('torch'))
+    assert about['sha256'] == hashlib.sha256(SCRIPT.read_bytes()).hexdigest()
+
+
+@pytest.mark.usefixtures('quick')
 def test_a_script_that_is_no_train_script_is_refused(tmp_path):
     (tmp_path / 'train.py').write_text('raise SystemExit("ImportError: no module named timm")')
     with pytest.raises(ValueError, match='is not a train script of timm that works here: ImportError: no module'):
-        runner.options(tmp_path / 'train.py')
+        runner.ask(tmp_path / 'train.py')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        ({'severities': [7]}, 'validate: argument --severities: invalid choice: 7'),
+        ({'corruptions': ['fogg']}, "validate: no corruption 'fogg'"),
+        ({'batch_size': 'abc'}, "validate: argument -b/--batch-size: invalid int value: 'abc'"),
+        ({'corrupted_dir': '.', 'table': 'cifar-c'}, 'leave --table'),
+        ({'corrupted_dir': '.'}, '. lacks gaussian_noise'),
+    ],
+)
+def test_flags_of_validate_are_checked_before_anything_is_trained(study, tmp_path, capsys, image_folder, flags, said):
+    grid = yaml.safe_load((tmp_path / 'mine.yaml').read_text())
+    write(tmp_path / 'mine.yaml', {**grid, 'validate': flags})
+    assert study() == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / 'output').exists()
+
+
+def test_a_row_changed_since_is_noticed_before_another_is_trained(study, tmp_path, capsys):
+    assert study('--only', 'rand/0') == 0
+    grid = yaml.safe_load((tmp_path / 'mine.yaml').read_text())
+    grid['recipes']['rand'] = {'lr': 3}
+    write(tmp_path / 'mine.yaml', grid)
+    assert study('--only', 'plain/0') == 2
+    assert 'rand/0 holds another training' in capsys.readouterr().err
+    assert not (tmp_path / 'output' / 'study' / 'mine' / 'runs' / 'plain').exists()
+
+
+def test_failed_runs_stay_in_the_table_and_no_figure_is_claimed_without_figures(study, tmp_path, capsys):
+    grid = yaml.safe_load((tmp_path / 'mine.yaml').read_text())
+    grid |= {'title': 'costs $x_$', 'recipes': {'good': {}, 'bad': {'behave': 'killed'}}}
+    write(tmp_path / 'mine.yaml', {**grid, 'grid': [{'molly': 'none'}]})
+    out = tmp_path / 'output' / 'study' / 'mine'
+    assert study('--only', 'bad') == 1
+    assert 'wrote study.json, study.md to' in capsys.readouterr().out
+    assert not (out / 'study.png').exists()
+    assert '.png' not in (out / 'study.md').read_text()
+    assert study('--only', 'good') == 0
+    assert (out / 'study.png').exists()
+    assert 'bad/0: failed' in capsys.readouterr().out
 
 
 # Statistics
@@ -433,14 +551,14 @@ def test_means_errors_and_paired_differences_follow_numpy(values, missing):
 # From end to end
 
 
-def test_a_study_of_the_papers_grid_for_two_steps(tmp_path, image_folder):
+def test_the_papers_grid_for_two_steps_and_the_same_again(tmp_path, image_folder, monkeypatch, capsys):
     grid = {
         'base': str(STUDIES / 'cifar10_paper.yaml'),
         'threads': 1,
         'train': {
             'dataset': '',
             'num_classes': 3,
-            'model': 'preactresnet18',
+            'model': 'test_resnet',
             'data_dir': str(image_folder),
             'img_size': 32,
             'batch_size': 24,
@@ -452,33 +570,27 @@ def test_a_study_of_the_papers_grid_for_two_steps(tmp_path, image_folder):
         'validate': {'corruptions': ['gaussian_noise', 'contrast'], 'severities': [1, 5]},
     }
     write(tmp_path / 'grid.yaml', grid)
-    command = [sys.executable, '-m', 'timm_molly', 'study', 'grid.yaml', '--train-script', str(SCRIPT)]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')]))}
+    monkeypatch.chdir(tmp_path)
+    paths = [str(HERE), os.environ.get('PYTHONPATH')]
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path for path in paths if path))
+    command = ['study', 'grid.yaml', '--train-script', str(SCRIPT), '-o', 'out', '--jobs', '2', '--only']
     rows = ['crop_flip/0', 'cutmix+molly/0']
+    assert main([*command, *rows]) == 0, capsys.readouterr().err
+    runs = json.loads((tmp_path / 'out' / 'study.json').read_text())['runs']
+    assert [run['status'] for run in runs] == ['finished'] * 2
+    assert {'clean error', 'corrupted nll', 'noise ece', 'digital overconfidence'} <= runs[0]['figures'].keys()
+    logs = [(tmp_path / 'out' / 'runs' / row / 'log.txt').read_text() for row in rows]
+    assert 'Mollification' not in logs[0]
+    assert re.search(r'Mollification is on: molly .*Stacks with: cutmix 1', logs[1])
+    report = json.loads((tmp_path / 'out' / 'runs' / rows[1] / 'report' / 'report.json').read_text())
+    assert report['command'].startswith('timm-molly validate --model test_resnet --checkpoint out/runs/cutmix+molly/0/')
 
-    def start(*words):
-        return subprocess.Popen([*command, *words], cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
-
-    whole = start('-o', 'whole', '--jobs', '2', '--only', *rows)
-    _, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors
-    study = json.loads((tmp_path / 'whole' / 'study.json').read_text())
-    assert [run['status'] for run in study['runs']] == ['finished'] * 2
-    assert [run['figures']['clean error'] is not None for run in study['runs']] == [True] * 2
-    log = (tmp_path / 'whole' / 'cutmix+molly' / '0' / 'log.txt').read_text()
-    assert 'Mollification is on: molly ' in log
-    assert 'cutmix 1' in log
-    assert 'Mollification' not in (tmp_path / 'whole' / 'crop_flip' / '0' / 'log.txt').read_text()
-
-    cut = start('-o', 'cut', '--only', rows[1])
-    trained = tmp_path / 'cut' / rows[1] / 'train'
-    while not trained.exists() and cut.poll() is None:
-        time.sleep(0.05)
-    cut.kill()
-    cut.communicate()
-    again = start('-o', 'cut', '--only', rows[1])
-    again.communicate(timeout=300)
-    assert again.returncode == 0
-    repeated = json.loads((tmp_path / 'cut' / 'study.json').read_text())['runs'][0]
-    first = study['runs'][1]
-    assert (repeated['sha256'], repeated['figures']) == (first['sha256'], first['figures'])
+    shutil.rmtree(tmp_path / 'out' / 'runs' / rows[1])
+    monkeypatch.setattr('timm_molly.study.command.ask', lambda script: asked)
+    settings = json.loads((tmp_path / 'out' / 'runs' / rows[0] / 'settings.json').read_text())
+    asked = ({*settings['train'], 'cutmix'}, settings['script'])
+    assert main([*command, rows[1]]) == 0, capsys.readouterr().err
+    again = json.loads((tmp_path / 'out' / 'study.json').read_text())['runs']
+    for run in (*runs, *again):
+        del run['training_seconds']
+    assert again == runs

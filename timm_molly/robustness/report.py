@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,8 @@ def packages() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if 'timm' in sys.modules:  # which may be a checkout, beside train.py
+        found['timm'] = sys.modules['timm'].__version__
     return found
 
 
@@ -251,7 +254,7 @@ def compare(reports: Sequence[Report], names: Sequence[str]) -> list[Row]:
     """
     first = reports[0]
     for name, report in zip(names[1:], reports[1:], strict=True):
-        different = differences(_measured(first), _measured(report))
+        different = differences(measured(first), measured(report))
         if different:
             raise ValueError(f'{names[0]} and {name} measured different things: {"; ".join(different)}')
     metrics = ('error', 'nll', 'ece')
@@ -287,7 +290,7 @@ def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: boo
     return f'{subject(reports[0])}\n\n{key}\n\n{markdown_table(rows) if markdown else aligned(rows)}'
 
 
-def _measured(report: Report) -> dict[str, Any]:
+def measured(report: Report) -> dict[str, Any]:
     """What two reports must share to be compared; names of folders and models may differ."""
     data = {key: report['data'][key] for key in ('images', 'num_classes', 'labels')}
     benchmark = {key: value for key, value in report['benchmark'].items() if key not in ('name', 'taught')}

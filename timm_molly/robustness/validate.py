@@ -43,9 +43,7 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     Raises:
         ValueError: What the user has to change, before the model runs where it can be known.
     """
-    check_numbers(args)
-    names, severities = _chosen(args.corruptions), tuple(sorted(set(args.severities)))
-    _check_combination(args)
+    names, severities = check_flags(args)
     subject = load_model(args)
     images = open_images(args, subject) if args.data_dir or args.dataset else None
     if args.mollification:
@@ -56,6 +54,18 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     made = report.build(subject.record, what, data_record(args, subject, results), results, command)
     report.write(made, args.output)
     return made
+
+
+def check_flags(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Check flags before anything is loaded; return the corruptions and severities that they choose.
+
+    Raises:
+        ValueError: One is out of its range, or does not go with another.
+    """
+    check_numbers(args)
+    names = _chosen(args.corruptions)
+    _check_combination(args)
+    return names, tuple(sorted(set(args.severities)))
 
 
 def mollification(images: Any, subject: Subject, aa: str | None, seed: int) -> tuple[list[Cell], dict[str, Any]]:

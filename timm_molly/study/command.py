@@ -10,9 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from timm_molly.robustness.benchmark import open_dataset
+from timm_molly.robustness.validate import check_flags as check_validate
 from timm_molly.study import results
-from timm_molly.study.grid import Entry, choose, read_grid
-from timm_molly.study.runner import check_flags, known, options, run
+from timm_molly.study.grid import Entry, choose, parse_validate, read_grid
+from timm_molly.study.runner import ask, check_flags, known, run
 
 
 def study(args: argparse.Namespace) -> int:
@@ -26,19 +27,21 @@ def study(args: argparse.Namespace) -> int:
     given = {key: str(value) for key in ('data_dir', 'corrupted_dir') if (value := getattr(args, key))}
     grid = read_grid(args.grid, {key: value for key, value in given.items() if key == 'data_dir'}, given)
     chosen = choose(grid.entries, args.only) if args.only else grid.entries
-    if args.against:
-        choose(grid.entries, [args.against])
+    if args.against and args.against not in {entry.row for entry in grid.entries}:
+        raise ValueError(f'--against {args.against}: the grid has no such row')
     script = train_script(args.train_script)
     check_data(chosen)
-    check_flags(chosen, options(script), script)
+    flags, about = ask(script)
+    check_flags(chosen, flags, script)
     output = args.output or Path('output/study') / args.grid.stem
     output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / '.lock', timeout=0):
-            found = run(chosen, output, script, args.jobs)
-            others = {entry: known(entry, output / str(entry)) for entry in grid.entries if entry not in found}
+            runs = output / 'runs'
+            others = {entry: known(entry, runs / str(entry), about) for entry in grid.entries if entry not in chosen}
+            found = run(chosen, runs, script, about, args.jobs)
             ended = {entry: result for entry in grid.entries if (result := {**others, **found}[entry])}
-            made = results.collect(grid.title, ended, output)
+            made = results.collect(grid.title, ended, runs)
             names = results.write(made, output) + (results.write(made, output, args.against) if args.against else [])
     except Timeout:
         raise ValueError(f'another study is running in {output}') from None
@@ -78,12 +81,25 @@ def check_data(entries: Iterable[Entry]) -> None:
             if (key := str(split)) in checked:
                 continue
             checked.add(key)
-            if not split['data_dir'] and not str(split['dataset'] or '').startswith(('hfds/', 'tfds/', 'wds/')):
+            kind = str(split['dataset'] or '').partition('/')[0]
+            if not split['data_dir'] and kind not in ('hfds', 'hfids', 'tfds', 'wds'):
                 raise ValueError('no data: give --data-dir, or data_dir in the grid')
-            if split['data_dir'] and not Path(split['data_dir']).is_dir() and not split['dataset_download']:
+            made = split['dataset_download'] or kind in ('hfds', 'hfids')  # by the data set's library
+            if split['data_dir'] and not Path(split['data_dir']).is_dir() and not made:
                 raise ValueError(f'no such data folder: {split["data_dir"]} (--data-dir, or data_dir in the grid)')
             if not split['dataset']:
                 open_dataset('RGB', name='', root=split['data_dir'], split=split['split'], is_training=False)
-        corrupted = validate.get('corrupted_dir')
-        if corrupted and not Path(corrupted).is_dir():
-            raise ValueError(f'no such folder of corrupted images: {corrupted} (--corrupted-dir)')
+        if 'validate' not in checked:
+            checked.add('validate')
+            try:
+                chosen = check_validate(parse_validate({**own, **validate}))[0]
+            except ValueError as error:
+                raise ValueError(f'validate: {error}') from None
+            corrupted = validate.get('corrupted_dir')
+            if corrupted and not Path(corrupted).is_dir():
+                raise ValueError(f'no such folder of corrupted images: {corrupted} (--corrupted-dir)')
+            lacking = [
+                n for n in chosen if not any((Path(corrupted or '') / name).exists() for name in (n, f'{n}.npy'))
+            ]
+            if corrupted and lacking:
+                raise ValueError(f'{corrupted} lacks {", ".join(lacking)}; corruptions below validate chooses some')

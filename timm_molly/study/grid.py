@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -18,6 +19,7 @@ from timm_molly.robustness.flags import add_arguments, add_benchmark_arguments
 KEYS = ('title', 'base', 'threads', 'train', 'validate', 'recipes', 'grid')
 CROSS_KEYS = ('recipes', 'molly', 'seeds')
 OWN = ('output', 'experiment', 'resume', 'seed', 'config')  # flags of train.py that a study sets itself
+TEXT = ('data_dir', 'corrupted_dir', 'class_map', 'dataset', 'train_split', 'val_split', 'split', 'model')
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +68,26 @@ def read_grid(path: Path, train: Mapping[str, Any], validate: Mapping[str, Any])
     figures. `recipes` maps names to the flags of train.py that each changes. `grid` is a list of crosses, each with
     `recipes` (default: all), `molly` (aa strings, `none` for without; default: none and molly) and `seeds` (default:
     0). `base` names another grid, of which this one changes what it says: `train`, `validate` and `recipes` flag by
-    flag and name by name, the rest as a whole. Files are named from this file's folder.
+    flag and name by name, the rest as a whole. `base` and `config` are named from this file's folder, images from the
+    current one.
 
     Args:
         path: The file.
         train: Flags of train.py that come before those of the file.
-        validate: Flags of `timm-molly validate` likewise.
+        validate: Flags of `timm-molly validate` likewise; `data_dir` only where the file has one for it.
 
     Raises:
         ValueError: It cannot be read, or does not make sense (where, and what is allowed).
     """
     found = _read(path)
-    settings = {**_flags(path, found, 'train'), **train}
-    measured = {**_flags(path, found, 'validate'), **validate}
-    _check_keys(path, 'validate', measured, sorted(validate_flags()))
+    settings = {**_check_flags(f'{path}: train', found.get('train')), **train}
+    measured = _check_flags(f'{path}: validate', found.get('validate'))
+    if 'data_dir' in measured:  # else of the training
+        given = validate
+    else:
+        given = {key: value for key, value in validate.items() if key != 'data_dir'}
+    measured = {**measured, **given}
+    _check_keys(f'{path}: validate', measured, sorted(validate_flags()))
     threads = found.get('threads')
     if threads is not None and not _whole(threads, 1):
         raise ValueError(f'{path}: threads must be a number from 1 on, got {threads!r}')
@@ -89,7 +97,7 @@ def read_grid(path: Path, train: Mapping[str, Any], validate: Mapping[str, Any])
     for name, flags in recipes.items():
         if not isinstance(name, str) or not re.fullmatch(r'\w[\w.-]*', name):
             raise ValueError(f'{path}: a recipe is named by letters, digits, _, - and ., got {name!r}')
-        recipes[name] = _check_flags(path, f'recipe {name}', {} if flags is None else flags)
+        recipes[name] = _check_flags(f'{path}: recipe {name}', flags)
     entries: dict[tuple[str, str | None, int], Entry] = {}
     crosses = found.get('grid')
     if not isinstance(crosses, list) or not crosses:
@@ -97,6 +105,8 @@ def read_grid(path: Path, train: Mapping[str, Any], validate: Mapping[str, Any])
     for cross in crosses:
         for recipe, molly, seed in _cross(path, cross, recipes):
             flags = {**settings, **recipes[recipe], 'seed': seed}
+            if not _whole(flags.setdefault('epochs', 300), 1):  # train.py's default
+                raise ValueError(f'{path}: recipe {recipe} has epochs: {flags["epochs"]!r}, not a number from 1 on')
             aa = flags.get('aa') or None
             if aa is not None and (not isinstance(aa, str) or split_aa(aa)[0]):
                 raise ValueError(f'{path}: recipe {recipe} has aa: {aa}; molly belongs into the grid')
@@ -110,10 +120,41 @@ def read_grid(path: Path, train: Mapping[str, Any], validate: Mapping[str, Any])
 
 def validate_flags() -> set[str]:
     """Names of the flags of `timm-molly validate` that a grid may set."""
-    parser = argparse.ArgumentParser(add_help=False)
+    own = {'help', 'model', 'checkpoint', 'pretrained', 'output', 'mollification', 'aa'}
+    return {action.dest for action in _parser()._actions} - own
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Write flags of `timm-molly validate` as on a command line."""
+    found: list[str] = []
+    for key, value in flags.items():
+        if value is None or value is False or value == [] or value == '':
+            continue
+        found.append('--' + key.replace('_', '-'))
+        if value is not True:
+            found += [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)]
+    return found
+
+
+def parse_validate(flags: Mapping[str, Any]) -> argparse.Namespace:
+    """Parse flags of `timm-molly validate`, beside which a model will be named.
+
+    Raises:
+        ValueError: One has a value that is not allowed.
+    """
+    return _parser().parse_args([*words(flags), '--model', 'a model'])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(allow_abbrev=False)
     add_arguments(parser)
     add_benchmark_arguments(parser)
-    return {action.dest for action in parser._actions} - {'model', 'checkpoint', 'pretrained', 'output'}
+    return parser
 
 
 def choose(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:
@@ -134,10 +175,13 @@ def choose(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a file and those that it is based on."""
     found = _load(path)
-    _check_keys(path, 'the grid', found, KEYS)
+    _check_keys(f'{path}: the grid', found, KEYS)
+    for key in ('train', 'validate', 'recipes'):
+        if key in found and found[key] is None:  # nothing below it
+            found[key] = {}
     if isinstance(found.get('train'), dict) and 'config' in found['train']:
-        config = found['train'].pop('config')
-        found['train'] = {**_load(path.parent / str(config)), **found['train']}
+        config = path.parent / str(found['train'].pop('config'))
+        found['train'] = {**_check_flags(str(config), _load(config)), **found['train']}
     if 'base' not in found:
         return found
     base = path.parent / str(found.pop('base'))
@@ -163,34 +207,45 @@ def _load(path: Path) -> dict[str, Any]:
     return found
 
 
-def _flags(path: Path, found: Mapping[str, Any], key: str) -> dict[str, Any]:
-    flags = found.get(key)
-    return _check_flags(path, key, {} if flags is None else flags)
-
-
-def _check_flags(path: Path, where: str, flags: Any) -> dict[str, Any]:
+def _check_flags(where: str, flags: Any) -> dict[str, Any]:
+    """Check that flags are such as JSON and a --config file can hold."""
+    flags = {} if flags is None else flags
     if not isinstance(flags, dict) or not all(isinstance(key, str) for key in flags):
-        raise ValueError(f'{path}: {where} must hold flags by name, got {flags!r}')
-    for key in OWN:
-        if key in flags and where != 'validate':
-            raise ValueError(f'{path}: {where} has {key}, which the study sets itself')
+        raise ValueError(f'{where} must hold flags by name, got {flags!r}')
+    for key, value in flags.items():
+        if key in OWN and not where.endswith('validate'):
+            raise ValueError(f'{where} has {key}, which the study sets itself')
+        if key in TEXT and not (value is None or isinstance(value, str)):
+            raise ValueError(f'{where} has {key}: {value!r}, which must be text')
+        if not _plain(value):
+            raise ValueError(f'{where} has {key}: {value!r}, which is not made of text, finite numbers, true and false')
     return flags
 
 
-def _check_keys(path: Path, where: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
+def _plain(value: Any, depth: int = 5) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(key, str) and _plain(each, depth - 1) for key, each in value.items())
+    if isinstance(value, list):
+        return depth > 0 and all(_plain(each, depth - 1) for each in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
+
+
+def _check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
     known = list(known)
     for key in found:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
-            hint = f'; did you mean {near[0]}?' if near else ''
-            raise ValueError(f'{path}: {where} has an unknown key {key!r}{hint} It takes {", ".join(known)}')
+            hint = f' (did you mean {near[0]}?)' if near else ''
+            raise ValueError(f'{where} has an unknown key {key!r}{hint}; it takes {", ".join(known)}')
 
 
 def _cross(path: Path, cross: Any, recipes: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:
     """Check a cross and list its combinations."""
     if not isinstance(cross, dict):
         raise ValueError(f'{path}: each of grid must have {", ".join(CROSS_KEYS)}, got {cross!r}')
-    _check_keys(path, 'one of grid', cross, CROSS_KEYS)
+    _check_keys(f'{path}: one of grid', cross, CROSS_KEYS)
     lists: dict[str, list[Any]] = {}
     for key, default in zip(CROSS_KEYS, (list(recipes), ['none', 'molly'], [0]), strict=True):
         value = cross.get(key, default)
@@ -198,7 +253,7 @@ def _cross(path: Path, cross: Any, recipes: Mapping[str, Any]) -> list[tuple[str
         if not lists[key]:
             raise ValueError(f'{path}: one of grid has no {key}')
     for name in lists['recipes']:
-        if name not in recipes:
+        if not isinstance(name, str) or name not in recipes:
             raise ValueError(f'{path}: grid has recipe {name!r}, which is none of {", ".join(recipes)}')
     policies: list[str | None] = []
     for molly in lists['molly']:

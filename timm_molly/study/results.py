@@ -31,9 +31,13 @@ def collect(title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path) 
     Args:
         title: Of the study.
         ended: How each entry ended.
-        output: Folder of the study.
+        output: Folder of the runs.
+
+    Raises:
+        ValueError: Two of them were measured on different images.
     """
     runs = []
+    first: tuple[str, Any] | None = None
     for entry, result in ended.items():
         folder = output / str(entry)
         run: Run = {'recipe': entry.recipe, 'molly': entry.molly, 'seed': entry.seed, **result}
@@ -41,6 +45,10 @@ def collect(title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path) 
             made = report.read(folder / 'report')
             run |= {'figures': numbers(made), 'sha256': made['model']['sha256']}
             run |= {key: made[key] for key in ('benchmark', 'data', 'packages')}
+            first = first or (str(entry), report.measured(made))
+            different = report.differences(first[1], report.measured(made))
+            if different:
+                raise ValueError(f'{first[0]} and {entry} were measured on different images: {"; ".join(different)}')
         runs.append({**run, 'train': dict(entry.train)})
     return {'schema': SCHEMA, 'version': VERSION, 'title': title, 'runs': runs}
 
@@ -80,8 +88,8 @@ def rows(study: Mapping[str, Any], against: str | None = None) -> list[Row]:
     found = []
     for (recipe, molly), seeds in by_row.items():
         own = {seed: values for seed, values in seeds.items() if values}
-        key = other or (recipe, None)
-        pairs = [] if key == (recipe, molly) else [(own[s], by_row.get(key, {}).get(s)) for s in own]
+        key = other if against else (recipe, None)
+        pairs = [(own[s], by_row[key].get(s)) for s in own] if key in by_row and key != (recipe, molly) else []
         differences = [{name: a[name] - b[name] for name in a} for a, b in pairs if b]
         row: Row = {'name': names[recipe, molly], 'recipe': recipe, 'molly': molly, 'seeds': list(seeds)}
         row |= {'finished': list(own), 'values': _over_seeds(list(own.values()))}
@@ -200,7 +208,8 @@ def draw(study: Mapping[str, Any]) -> Figure:
             ax.set_yticks(range(len(lines)), [row['name'] for row in lines])
             ax.tick_params(axis='y', labelleft=metric == 'error', length=0)
             ax.set_ylim(len(lines) - 0.4, -0.6)
-    figure.suptitle(f'{study["title"]}: without molly (open) and with it (filled)', fontsize=9, color='#444444')
+    title = study['title'].replace('$', r'\$')
+    figure.suptitle(f'{title}: without molly (open) and with it (filled)', fontsize=9, color='#444444')
     return figure
 
 
@@ -210,8 +219,11 @@ def write(study: Mapping[str, Any], output: Path, against: str | None = None) ->
         name = f'against-{against}.md'
         write_text(output / name, f'# {study["title"]}\n\n{tables(study, "markdown", against)}\n')
         return [name]
-    write_text(output / 'study.json', json.dumps(study, indent=1) + '\n')
-    write_text(output / 'study.md', f'# {study["title"]}\n\n{tables(study, "markdown")}\n\n![study](study.png)\n')
+    names, shown = ['study.json', 'study.md'], ''
+    (output / 'study.png').unlink(missing_ok=True)
     if any('figures' in run for run in study['runs']):
         figures.save(draw(study), output / 'study.png')
-    return ['study.json', 'study.md', 'study.png']
+        names, shown = [*names, 'study.png'], '\n![study](study.png)\n'
+    write_text(output / 'study.json', json.dumps(study, indent=1) + '\n')
+    write_text(output / 'study.md', f'# {study["title"]}\n\n{tables(study, "markdown")}\n{shown}')
+    return names

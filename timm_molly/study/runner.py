@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
+import hashlib
 import json
 import math
 import os
@@ -21,10 +23,12 @@ import yaml
 
 from timm_molly.files import write_text
 from timm_molly.robustness import report
+from timm_molly.study.child import NOT_FINITE, UNREADABLE
 from timm_molly.study.grid import Entry
 
 PATHS = ('data_dir', 'corrupted_dir', 'class_map')  # that may be elsewhere on another machine
 POLL = 0.5  # seconds
+STATUS = ('finished', 'diverged', 'failed')
 CHILD = [sys.executable, '-m', 'timm_molly.study.child']
 
 
@@ -47,12 +51,13 @@ class Running:
         self.log: IO[bytes] = (folder / 'log.txt').open('ab')
         self.process: subprocess.Popen[bytes] | None = None
         self.start = time.monotonic()
-        self.epochs = entry.train.get('epochs') or 300
+        self.epochs = int(entry.train['epochs'])
         if (folder / 'trained.json').is_file():
             self._launch('measure')
         else:
-            shutil.rmtree(folder / 'train', ignore_errors=True)
-            shutil.rmtree(folder / 'report', ignore_errors=True)
+            for name in ('train', 'report'):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
             self._launch('train', str(self.script))
 
     def _launch(self, command: str, *words: str) -> None:
@@ -66,22 +71,24 @@ class Running:
     def poll(self) -> dict[str, Any] | None:
         """Go on; return the result once there is one."""
         assert self.process is not None
-        losses = self.losses()
-        if self.command == 'train' and not all(map(math.isfinite, losses)):
+        bad = {epoch: loss for epoch, loss in self.losses().items() if not math.isfinite(loss)}
+        if self.command == 'train' and bad:
             self.stop()
-            epoch = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-            return self._result('diverged', f'the training loss became {losses[epoch]} in epoch {epoch}')
+            epoch, loss = next(iter(bad.items()))
+            return self._result('diverged', f'the training loss became {loss} in epoch {epoch}')
         code = self.process.poll()
         if code is None:
             return None
+        if code and self.command == 'train':
+            return self._result('failed', f'train.py {self._why(code)}')
         if code:
-            return self._result('failed', f'{"train.py" if self.command == "train" else "validate"} {self._why(code)}')
+            if code == UNREADABLE:
+                (self.folder / 'trained.json').unlink()  # so that the next start trains it again
+            if code > 0 and (self.folder / 'report').exists():
+                shutil.rmtree(self.folder / 'report')  # of what may have been other images, or other packages
+            return self._result('diverged' if code == NOT_FINITE else 'failed', f'validate {self._why(code)}')
         if self.command == 'train':
-            if not (self.folder / 'train' / 'last.pth.tar').is_file():
-                return self._result('failed', 'train.py ended without a checkpoint, train/last.pth.tar')
-            write_text(
-                self.folder / 'trained.json', json.dumps({'training_seconds': round(time.monotonic() - self.start)})
-            )
+            write_text(self.folder / 'trained.json', json.dumps({'training_seconds': round(self.seconds())}))
             self._launch('measure')
             return None
         try:
@@ -92,13 +99,22 @@ class Running:
             return self._result('diverged', f'logits that are not finite in {", ".join(made["not_finite"])}')
         return self._result('finished', None)
 
-    def losses(self) -> list[float]:
-        """Training loss of each epoch that is finished."""
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.start
+
+    def losses(self) -> dict[int, float]:
+        """Training loss by epoch, of those that train.py has written down."""
         try:
             with (self.folder / 'train' / 'summary.csv').open(encoding='utf-8', newline='') as file:
-                return [float(row['train_loss']) for row in csv.DictReader(file) if row.get('train_loss')]
+                rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
+                return {int(row['epoch']): float(row['train_loss']) for row in rows}
         except (OSError, ValueError, KeyError):  # not there yet, or a line is being written
-            return []
+            return {}
+
+    def epoch(self) -> int:
+        """Number of epochs that are finished, as far as it is known."""
+        return min(1 + max(self.losses(), default=-1), self.epochs)
 
     def stop(self) -> None:
         """End the process, whose loader's workers then end by themselves."""
@@ -127,29 +143,35 @@ class Running:
         return result
 
 
-def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict[Entry, dict[str, Any]]:
+def run(
+    entries: Sequence[Entry], output: Path, script: Path, about: Mapping[str, Any], jobs: int
+) -> dict[Entry, dict[str, Any]]:
     """Run what is not finished yet, and return how each entry ended.
 
     Args:
         entries: What to run, in this order.
-        output: Folder of the study.
+        output: Folder of the runs.
         script: train.py.
+        about: What to know it by, of `ask`.
         jobs: How many at once.
 
     Returns:
         For each entry 'status': 'finished', 'diverged' (kept as well: it would diverge again), or 'failed' (tried
-        again by the next start), with its 'reason'.
+        again by the next start), with its 'reason', and 'training_seconds' where it was trained.
 
     Raises:
         ValueError: A folder holds another training.
         OSError: The study cannot write its own files.
     """
-    results = {entry: result for entry in entries if (result := claim(entry, output / str(entry)))}
+    earlier = {entry: known(entry, output / str(entry), about) for entry in entries}
+    results = {entry: result for entry, result in earlier.items() if result and result['status'] != 'failed'}
     todo = [entry for entry in entries if entry not in results]
+    for entry in todo:
+        claim(entry, output / str(entry), about)
     devices = visible_devices(jobs)
     free = list(range(jobs))
     running: dict[int, Running] = {}
-    epochs = sum(entry.train.get('epochs') or 300 for entry in todo)
+    epochs = sum(entry.train['epochs'] for entry in todo)
     with tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05) as progress:
         if results:
             progress.write(f'{len(results)} of {len(entries)} runs are there already', file=sys.stderr)
@@ -160,9 +182,7 @@ def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict
                     entry, slot = todo.pop(0), free.pop(0)
                     environment = {'CUDA_VISIBLE_DEVICES': devices[slot % len(devices)]} if devices else {}
                     environment |= {'OMP_NUM_THREADS': str(entry.threads)} if entry.threads else {}
-                    environment['PYTHONPATH'] = os.pathsep.join(
-                        filter(None, [str(script.resolve().parent), os.environ.get('PYTHONPATH')])
-                    )
+                    environment |= beside(script)
                     running[slot] = Running(entry, output / str(entry), script, environment)
                 for slot, each in list(running.items()):
                     result = each.poll()
@@ -174,7 +194,7 @@ def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict
                     done += each.epochs
                     free.append(slot)
                     del running[slot]
-                progress.n = done + sum(min(len(each.losses()), each.epochs) for each in running.values())
+                progress.n = done + sum(each.epoch() for each in running.values())
                 progress.set_postfix_str(', '.join(f'{each.entry} {each.command}' for each in running.values()), False)
                 if progress.n != shown or sys.stderr.isatty():  # a log grows by a line an epoch
                     progress.refresh()
@@ -188,70 +208,68 @@ def run(entries: Sequence[Entry], output: Path, script: Path, jobs: int) -> dict
     return {entry: results[entry] for entry in entries}
 
 
-def claim(entry: Entry, folder: Path) -> dict[str, Any] | None:
-    """Take the folder of an entry; return its result if it is finished.
-
-    Raises:
-        ValueError: It holds another training.
-    """
-    path = folder / 'settings.json'
-    if path.is_file():
-        return known(entry, folder)
-    if (folder / 'train').exists():
-        raise ValueError(f'{folder} holds a training but not its settings.json: delete it, or choose another --output')
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = settings(entry)
-    write_text(folder / 'config.yaml', yaml.safe_dump(wanted['train']))
-    write_text(path, json.dumps(wanted, indent=1) + '\n')
-    return None
-
-
-def known(entry: Entry, folder: Path) -> dict[str, Any] | None:
-    """Return the result of an entry if its folder has one.
+def known(entry: Entry, folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how an entry ended if its folder says so, None where it has to be run, or measured otherwise.
 
     Raises:
         ValueError: The folder holds another training.
     """
     path = folder / 'settings.json'
     if not path.is_file():
+        if (folder / 'train').exists():
+            raise ValueError(
+                f'{folder} holds a training but not its {path.name}: delete it, or choose another --output'
+            )
         return None
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        different = report.differences(_elsewhere(found), _elsewhere(settings(entry)))
-    except (ValueError, AttributeError, TypeError) as error:
+        found = _elsewhere(json.loads(path.read_text(encoding='utf-8')))
+        wanted = _elsewhere(settings(entry, about))
+        again = report.differences(found.pop('validate'), wanted.pop('validate'))
+        different = report.differences(found, wanted)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'{path} is damaged ({error}): delete {folder}') from None
     if different:
         raise ValueError(
             f'{folder} holds another training ({"; ".join(different)}): delete it, or choose another --output'
         )
-    return read_result(folder)
+    if again:
+        return None
+    try:
+        result = json.loads((folder / 'result.json').read_text(encoding='utf-8'))
+        if result['status'] == 'finished':
+            report.read(folder / 'report')
+        return dict(result) if result['status'] in STATUS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def settings(entry: Entry) -> dict[str, Any]:
+def claim(entry: Entry, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write into the folder of an entry what it is, and clear away what was measured otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'result.json').unlink(missing_ok=True)
+    wanted = settings(entry, about)
+    path = folder / 'settings.json'
+    before = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else wanted
+    if before['validate'] != wanted['validate'] and (folder / 'report').exists():
+        shutil.rmtree(folder / 'report')
+    write_text(folder / 'config.yaml', yaml.safe_dump(wanted['train']))
+    write_text(path, json.dumps(wanted, indent=1) + '\n')
+
+
+def settings(entry: Entry, about: Mapping[str, Any]) -> dict[str, Any]:
     """All that the figures of an entry depend on, but for the machine."""
-    about = {'train': entry.train, 'validate': entry.validate, 'threads': entry.threads, 'packages': packages()}
-    return dict(json.loads(json.dumps(about)))
+    found = {'train': entry.train, 'validate': entry.validate, 'threads': entry.threads, 'script': about}
+    return dict(json.loads(json.dumps(found)))
 
 
 def _elsewhere(about: Mapping[str, Any]) -> dict[str, Any]:
     """The same with paths as their last names, because the images may be elsewhere today."""
     return {
-        key: {name: Path(value).name if name in PATHS else value for name, value in part.items()}
+        key: {name: Path(value).name if name in PATHS and value else value for name, value in part.items()}
         if isinstance(part, dict)
         else part
         for key, part in about.items()
     }
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Read how an entry ended, None where it has to be run."""
-    try:
-        result = json.loads((folder / 'result.json').read_text(encoding='utf-8'))
-        if result['status'] == 'finished':
-            report.read(folder / 'report')
-        return dict(result) if result['status'] in ('finished', 'diverged') else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def say(result: Mapping[str, Any], folder: Path) -> str:
@@ -263,14 +281,8 @@ def say(result: Mapping[str, Any], folder: Path) -> str:
     return ', '.join(
         f'{name} error {100 * of["error"]:.1f} %, NLL {of["nll"]:.3f}, ECE {of["ece"]:.3f}'
         for name, of in parts.items()
-        if of
+        if of and of['error'] is not None
     )
-
-
-def packages() -> dict[str, Any]:
-    """Versions that figures depend on."""
-    found = report.packages()
-    return {name: found[name] for name in ('torch', 'torchvision', 'timm', 'timm-molly') if name in found}
 
 
 def visible_devices(jobs: int) -> list[str]:
@@ -287,34 +299,39 @@ def visible_devices(jobs: int) -> list[str]:
     return names if len(names) > 1 else []
 
 
-def options(script: Path) -> set[str]:
-    """Ask a train script which flags it has, by their names in a --config file.
+def beside(script: Path) -> dict[str, str]:
+    """The environment in which a process finds what is beside the script, a checkout of timm, as the script does."""
+    paths = [str(script.resolve().parent), os.environ.get('PYTHONPATH')]
+    return {'PYTHONPATH': os.pathsep.join(path for path in paths if path)}
+
+
+def ask(script: Path) -> tuple[set[str], dict[str, Any]]:
+    """Ask a train script what flags it has, by their names in a --config file.
+
+    Returns:
+        The flags; and what to know the script by, its sha256 and versions of timm and others.
 
     Raises:
         ValueError: It does not answer.
     """
-    environment = {**os.environ, 'COLUMNS': '100'}
+    environment = {**os.environ, **beside(script), 'COLUMNS': '100'}
     asked = subprocess.run(
-        [sys.executable, str(script), '--help'],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=environment,
+        [*CHILD, 'about', str(script)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
     )
     found = {name.replace('-', '_') for name in re.findall(r'(?<![\w-])--([A-Za-z][\w-]*)', asked.stdout)}
     if asked.returncode or not {'data_dir', 'model', 'aa', 'experiment'} <= found:
         last = (asked.stderr.strip().splitlines() or ['it has no --data-dir, --model, --aa, --experiment'])[-1]
         raise ValueError(f'{script} is not a train script of timm that works here: {last}')
-    return found
+    versions = {**report.packages(), 'timm': asked.stdout.strip().splitlines()[-1]}
+    about = {name: versions.get(name) for name in ('timm', 'timm-molly', 'torch', 'torchvision')}
+    return found, {'sha256': hashlib.sha256(script.read_bytes()).hexdigest(), **about}
 
 
 def check_flags(entries: Iterable[Entry], known: set[str], script: Path) -> None:
     """Raise ValueError where an entry has a flag that the script does not know, which train.py would pass over."""
-    import difflib
-
     for entry in entries:
         for name in entry.train:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f'; did you mean {near[0]}?' if near else ''
+                hint = f' (did you mean {near[0]}?)' if near else ''
                 raise ValueError(f'recipe {entry.recipe}: {script} has no --{name.replace("_", "-")}{hint}')
