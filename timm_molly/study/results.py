@@ -131,7 +131,8 @@ def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> 
         blocks['Mean confidence less share correct (below 0: underconfident)'] = _table(found, columns)
     render = report.aligned if style == 'text' else report.markdown_table
     mark = '' if style == 'text' else '## '
-    texts = [f'{mark}{title}\n\n{render(table)}' for title, table in blocks.items()]
+    texts = ['Means over seeds ± their standard errors; differences are taken seed by seed.']
+    texts += [f'{mark}{title}\n\n{render(table)}' for title, table in blocks.items()]
     bad = [run for run in study['runs'] if run['status'] != 'finished']
     if bad:
         names = [f'{run["recipe"]}{"+" if run["molly"] else ""}{run["molly"] or ""}/{run["seed"]}' for run in bad]
@@ -150,6 +151,8 @@ def _table(
         head += [text, difference] if against != '' else [text]
     table = [head]
     for row in found:
+        if not (seeds or row['values']):
+            continue  # the first table says that it has none
         finished, all_of_them = len(row['finished']), len(row['seeds'])
         line = [row['name']] + [str(finished) if finished == all_of_them else f'{finished} of {all_of_them}'] * seeds
         for key in columns.values():
@@ -208,6 +211,7 @@ def draw(study: Mapping[str, Any]) -> Figure:
             ax.set_yticks(range(len(lines)), [row['name'] for row in lines])
             ax.tick_params(axis='y', labelleft=metric == 'error', length=0)
             ax.set_ylim(len(lines) - 0.4, -0.6)
+            ax.locator_params(axis='x', nbins=6)
     title = study['title'].replace('$', r'\$')
     figure.suptitle(f'{title}: without molly (open) and with it (filled)', fontsize=9, color='#444444')
     return figure
