@@ -15,16 +15,22 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from test_recipes import PARSER, problems
+from timm.data import resolve_data_config
 
+from timm_molly.cli import _parser as cli_parser
 from timm_molly.cli import main
+from timm_molly.robustness.model import _model_kwargs
 from timm_molly.study import results, runner
+from timm_molly.study.child import validate_words
 from timm_molly.study.grid import choose, read_grid
 
 HERE = Path(__file__).parent
@@ -376,6 +382,51 @@ def test_jobs_share_the_gpus(monkeypatch):
     assert runner.visible_devices(1) == []
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
     assert runner.visible_devices(4) == []
+
+
+@pytest.mark.parametrize('corrupted', [None, 'ImageNet-C'])
+def test_the_measurement_sees_images_as_the_training_did(corrupted):
+    trained = SimpleNamespace(
+        architecture='test_resnet',
+        model=SimpleNamespace(num_classes=7),
+        model_args={'in_chans': 1, 'drop_rate': 0.25},
+        data_config={
+            'input_size': (1, 64, 48),
+            'interpolation': 'bilinear',
+            'mean': (0.25,),
+            'std': (0.5,),
+            'crop_pct': 0.8,
+            'crop_mode': 'center',
+        },
+        about={'ema': True},
+    )
+    train = {'val_split': 'val', 'data_dir': 'D', 'workers': 3, 'channels_last': True, 'amp': True, 'device': None}
+    own = {'corrupted_dir': corrupted, 'severities': [1, 3]}
+    found = validate_words(trained, Path('F'), {'train': train, 'validate': own})
+    args = cli_parser().parse_args(['validate', *found])
+    assert (args.model, args.checkpoint, args.use_ema, args.num_classes) == (
+        'test_resnet',
+        Path('F/train/last.pth.tar'),
+        True,
+        7,
+    )
+    assert (args.data_dir, args.split, args.workers, args.channels_last, args.amp) == ('D', 'val', 3, True, False)
+    assert (args.severities, args.output) == ([1, 3], Path('F/report'))
+    model = timm.create_model('test_resnet', in_chans=1, **_model_kwargs(args.model_kwargs))
+    config = resolve_data_config(vars(args), model=model)
+    assert config == trained.data_config
+    assert args.crop_pct == (None if corrupted else 0.8)  # a flag would crop the corrupted images too
+    assert model.drop_rate == 0.25
+
+
+def test_overconfidence_is_confidence_less_share_correct():
+    cell = {'error': 0.25, 'nll': 1, 'ece': 0.125, 'confidence': 0.5}
+    found = results.numbers({'clean': cell, 'summary': {'mean': dict.fromkeys(cell), 'groups': {'noise': cell}}})
+    assert found == {
+        **{f'{part} {key}': cell[key] for part in ('clean', 'noise') for key in ('error', 'nll', 'ece')},
+        'clean overconfidence': -0.25,
+        'noise overconfidence': -0.25,
+    }
 
 
 # The command
