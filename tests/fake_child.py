@@ -74,6 +74,7 @@ if __name__ == '__main__':
             runpy.run_path(sys.argv[2])
         print('--data-dir --model --aa --experiment --seed --epochs --behave\n\n1.2.3')
         sys.exit()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a test run that ignores it
     end_with_parent()
     folder = Path(sys.argv[2])
     with (folder / 'commands').open('a') as file:

@@ -1,5 +1,6 @@
 """Studies: what a grid says, going on after whatever stopped one, the statistics, and a study from end to end."""
 
+import dataclasses
 import datetime
 import errno
 import hashlib
@@ -337,6 +338,18 @@ def test_images_that_moved_are_found_and_another_measurement_is_made_again(tmp_p
     assert run(again, tmp_path / 'out')['plain/0']['status'] == 'finished'
     assert commands(tmp_path / 'out') == ['train', 'train', 'measure', 'measure']  # trained no more
     assert not (tmp_path / 'out' / 'plain' / '0' / 'report' / 'old').exists()
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_study_that_is_killed_before_it_measures_otherwise_does_not_keep_the_old_result(tmp_path):
+    every = entries(tmp_path, behave='no logits')[:1]
+    folder = tmp_path / 'out' / 'plain' / '0'
+    assert run(every, tmp_path / 'out')['plain/0']['status'] == 'diverged'
+    assert runner.known(every[0], folder, ABOUT)['status'] == 'diverged'
+    other = dataclasses.replace(every[0], validate={'severities': [1]})
+    assert runner.known(other, folder, ABOUT) is None
+    runner.claim(other, folder, ABOUT)
+    assert runner.known(other, folder, ABOUT) is None
 
 
 @pytest.mark.usefixtures('quick')
