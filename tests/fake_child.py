@@ -50,7 +50,10 @@ def measure(folder, settings):
         error = scale * better * (1 + seed / 7)
         return {'error': error, 'nll': 3 * error, 'ece': error / 3, 'confidence': 1 - error / 2}
 
-    groups = {name: cell(scale) for name, scale in {'noise': 0.3, 'blur': 0.2}.items()}
+    groups, corruptions = (
+        {name: cell(scale) for name, scale in zip(names, (0.3, 0.2), strict=True)}
+        for names in (('noise', 'blur'), ('shot_noise', 'zoom_blur'))
+    )
     report = {
         'schema': 'timm-molly/robustness',
         'version': 1,
@@ -61,7 +64,7 @@ def measure(folder, settings):
         'clean': cell(0.1),
         'cells': {},
         'not_finite': ['clean'] if settings.get('behave') == 'no logits' else [],
-        'summary': {'mean': cell(0.25), 'groups': groups},
+        'summary': {'mean': cell(0.25), 'groups': groups, 'corruptions': corruptions},
     }
     (folder / 'report').mkdir(exist_ok=True)
     (folder / 'report' / 'report.json').write_text(json.dumps(report))

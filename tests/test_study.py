@@ -646,6 +646,8 @@ def test_the_papers_grid_for_two_steps_and_the_same_again(tmp_path, image_folder
     assert re.search(r'Mollification is on: molly .*Stacks with: cutmix 1', logs[1])
     report = json.loads((tmp_path / 'out' / 'runs' / rows[1] / 'report' / 'report.json').read_text())
     assert report['command'].startswith('timm-molly validate --model test_resnet --checkpoint out/runs/cutmix+molly/0/')
+    contrast = report['summary']['corruptions']['contrast']
+    assert runs[1]['corruptions']['contrast'] == {key: contrast[key] for key in ('error', 'nll', 'ece')}
 
     shutil.rmtree(tmp_path / 'out' / 'runs' / rows[1])
     monkeypatch.setattr('timm_molly.study.command.ask', lambda script: asked)

@@ -44,6 +44,8 @@ def collect(title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path) 
         if result['status'] == 'finished':
             made = report.read(folder / 'report')
             run |= {'figures': numbers(made), 'sha256': made['model']['sha256']}
+            of = made['summary']['corruptions']
+            run['corruptions'] = {name: {metric: of[name][metric] for metric in METRICS} for name in of}
             run |= {key: made[key] for key in ('benchmark', 'data', 'packages')}
             first = first or (str(entry), report.measured(made))
             different = report.differences(first[1], report.measured(made))
