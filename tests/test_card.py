@@ -193,7 +193,7 @@ def test_a_published_set_is_named_for_what_was_measured_on_it(report):
     assert corrupted.dataset_type == 'cifar-10-c'
     assert corrupted.dataset_name.startswith('CIFAR-10-C, ')
     assert 'corrupted' not in card.evaluation_file(about, SETTINGS, report)
-    assert 'The corrupted images are as published, with crop 1.' in text
+    assert 'The corrupted images are as they are stored, with crop 1.' in text
     assert 'in mixed precision, bfloat16' in text
     alone = {**report, 'clean': None, 'data': {**report['data'], 'dataset': None, 'split': None}}
     (result, *_) = ModelCard(write(report=alone)).data.eval_results

@@ -620,6 +620,16 @@ def test_the_crop_of_an_official_set_is_recorded_and_tells_runs_apart(flags, ima
     refused(capsys, *arguments, '--crop-pct', '0.8', words='benchmark.crop_pct: 1.0, 0.8')
 
 
+@pytest.mark.parametrize(
+    ('path', 'name'), [('.', 'photos'), ('..', 'images'), ('link/', 'link'), ('there/../link', 'link')]
+)
+def test_images_are_named_as_their_folder_was(path, name, tmp_path, monkeypatch):
+    (tmp_path / 'images' / 'photos').mkdir(parents=True)
+    (tmp_path / 'images' / 'photos' / 'link').symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / 'images' / 'photos')
+    assert measure_module.folder_name(path) == measure_module.folder_name(Path(path)) == name
+
+
 def test_another_set_of_the_same_name_is_another_run(flags, image_folder, tmp_path, capsys):
     arguments = [*flags[2:], '-o', tmp_path / 'out', '--corruptions', 'fog', '--corrupted-dir']
     for parent in 'ab':

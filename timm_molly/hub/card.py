@@ -288,7 +288,7 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
         parts.append(f"It was measured with {', '.join(different)}, the training's.")
     crop = report['benchmark'].get('crop_pct')
     if crop is not None:
-        parts.append(f'The corrupted images are as published, with crop {crop:g}.')
+        parts.append(f'The corrupted images are as they are stored, with crop {crop:g}.')
     if model.get('amp'):
         parts.append(f'It was measured in mixed precision, {model["amp"]}.')
     parts += R.notes(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -180,10 +181,15 @@ def default_output(args: argparse.Namespace, command: str) -> Path:
     return Path('output') / command / name.replace('/', '_').replace(':', '_')
 
 
+def folder_name(path: Path | str) -> str:
+    """The name of a folder as it was given, also for '.' and '..'; of a link the link's own."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def data_record(args: argparse.Namespace, subject: Subject, results: Results) -> dict[str, Any]:
     """What the report says of the images."""
     first = next(iter(results.values()))
-    name = args.dataset or (Path(args.data_dir).resolve().name if args.data_dir else None)
+    name = args.dataset or (folder_name(args.data_dir) if args.data_dir else None)
     return {
         'dataset': name,
         'split': args.split if name else None,

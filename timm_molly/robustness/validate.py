@@ -17,6 +17,7 @@ from timm_molly.robustness.measure import (
     check_numbers,
     data_record,
     default_output,
+    folder_name,
     measure,
     open_images,
 )
@@ -133,7 +134,7 @@ def _corruptions(
     if images is not None and classes and images.classes and classes != images.classes:
         different = set(classes) ^ set(images.classes)
         raise ValueError(f'the class folders of the clean and the corrupted images differ in {some(sorted(different))}')
-    what = {'kind': 'official', 'name': args.corrupted_dir.resolve().name, 'crop_pct': crop_pct, **what}
+    what = {'kind': 'official', 'name': folder_name(args.corrupted_dir), 'crop_pct': crop_pct, **what}
     return cells + corrupted, what
 
 
