@@ -184,8 +184,6 @@ def draw(study: Mapping[str, Any]) -> Figure:
     without = {recipe for recipe, molly in by if molly is None}
     # A line for each row with molly, which starts at its recipe without; one for each recipe that has none.
     lines = [row for row in found if row['molly'] or not any(r == row['recipe'] and m for r, m in by)]
-    policies = list(dict.fromkeys(row['molly'] for row in lines if row['molly']))
-    colours = {molly: figures.REPORTS[1 + i % (len(figures.REPORTS) - 1)] for i, molly in enumerate(policies)}
     parts = [part for part in ('corrupted', 'clean') if any(f'{part} error' in values for values in by.values())]
     figure = figures.blank(11, (0.8 + 0.24 * len(lines)) * len(parts) + 0.3)
     axes = figure.subplots(len(parts), len(METRICS), squeeze=False)
@@ -198,7 +196,8 @@ def draw(study: Mapping[str, Any]) -> Figure:
                 if start and end:
                     ends = [scale * start['mean'], scale * end['mean']]
                     ax.plot(ends, [y, y], color='#cccccc', linewidth=1.5, zorder=1)
-                for value, colour, face in ((start, '#555555', 'white'), (end, colours.get(row['molly'], ''), None)):
+                filled = figures.REPORTS[1 if row['molly'] == 'molly' else 2]
+                for value, colour, face in ((start, '#555555', 'white'), (end, filled, None)):
                     if value:
                         ax.errorbar(
                             scale * value['mean'],
@@ -215,7 +214,8 @@ def draw(study: Mapping[str, Any]) -> Figure:
             ax.set_ylim(len(lines) - 0.4, -0.6)
             ax.locator_params(axis='x', nbins=6)
     title = study['title'].replace('$', r'\$')
-    figure.suptitle(f'{title}: without molly (open) and with it (filled)', fontsize=9, color='#444444')
+    legend = 'without molly (open), with it (filled: red with its default settings, blue with others)'
+    figure.suptitle(f'{title}: {legend}', fontsize=9, color='#444444')
     return figure
 
 
