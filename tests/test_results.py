@@ -1,0 +1,92 @@
+"""The studies in recipes/studies: their files belong together, and what is told of them is what was measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from timm_molly.study import results
+from timm_molly.study.grid import read_grid
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = sorted(path.parent for path in (ROOT / 'recipes' / 'studies').glob('*/study.json'))
+PAGES = [ROOT / 'README.md', ROOT / 'recipes' / 'results.md']
+each_study = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+
+
+def read(folder):
+    return json.loads((folder / 'study.json').read_text())
+
+
+@each_study
+def test_the_tables_are_those_of_the_runs(folder, tmp_path):
+    study = read(folder)
+    against = [path.stem.removeprefix('against-') for path in folder.glob('against-*.md')]
+    names = [name for row in (None, *against) for name in results.write(study, tmp_path, row)]
+    assert sorted(names) == sorted(path.name for path in folder.iterdir())
+    for name in names:
+        if not name.endswith('.png'):
+            assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
+@each_study
+def test_the_runs_are_those_of_the_grid(folder):
+    entries = read_grid(folder.with_suffix('.yaml'), {}, {}).entries
+    runs = read(folder)['runs']
+    assert [(run['recipe'], run['molly'], run['seed']) for run in runs] == [
+        (e.recipe, e.molly, e.seed) for e in entries
+    ]
+    assert [run['train'] for run in runs] == [dict(entry.train) for entry in entries]
+    assert {run['status'] for run in runs} == {'finished'}
+    assert len({run['sha256'] for run in runs}) == len(runs)
+
+
+def told(page):
+    """Tables of a page whose first cell links to a study's folder: (folder, heads, lines of cells)."""
+    for block in re.findall(r'^\| \[[^\n]*\n(?:\|[^\n]*\n)+', page.read_text(), re.MULTILINE):
+        head, _, *lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in block.splitlines()]
+        if link := re.fullmatch(r'\[.+\]\((?:recipes/)?(studies/\w+)/study\.md\)', head[0]):
+            yield ROOT / 'recipes' / link[1], head[1:], lines
+
+
+def measured(folder):
+    """Each row of a study with all its figures, those of each corruption too."""
+    study = read(folder)
+    for run in study['runs']:
+        for name, values in run['corruptions'].items():
+            run['figures'] |= {f'{name} {metric}': value for metric, value in values.items()}
+    return {row['name']: row for row in results.rows(study)}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_figure_in_a_table_was_measured(page):
+    # A cell's row and figure are named by its line and head, either way round: 'augmix+molly' and 'clean error %',
+    # or 'fog' and 'augmix+molly error %'. A head 'with - without' is of the differences of the column before it.
+    tables = list(told(page))
+    assert tables
+    for folder, heads, lines in tables:
+        rows = measured(folder)
+        for label, *cells in lines:
+            row = what = None
+            for head, cell in zip(heads, cells, strict=True):
+                difference = head == 'with - without'
+                if not difference:
+                    first, metric = head.removesuffix(' %').lower().rsplit(' ', 1)
+                    row, what = (label, f'{first} {metric}') if label in rows else (first, f'{label} {metric}')
+                value = rows[row]['differences' if difference else 'values'].get(what)
+                assert cell == results._said(value, what, difference or metric == 'overconfidence'), (row, what)
+
+
+def test_published_networks_are_those_of_the_runs_that_their_list_names():
+    study = read(ROOT / 'recipes' / 'studies' / 'fashion_mnist')
+    runs = {'+'.join(filter(None, (run['recipe'], run['molly']))) + f'/{run["seed"]}': run for run in study['runs']}
+    page = (ROOT / 'hub_cards' / 'README.md').read_text()
+    listed = re.findall(r'^\| \[(\w+\.\w*fashion_mnist)\][^|]*\| `([^`]+)`, seed (\d)', page, re.MULTILINE)
+    assert len(listed) == 2
+    for name, row, seed in listed:
+        report = json.loads((ROOT / 'hub_cards' / name / 'report.json').read_text())
+        run = runs[f'{row}/{seed}']
+        assert (report['model']['sha256'], results.numbers(report)) == (run['sha256'], run['figures'])
+    mollified = {row: run['figures']['corrupted nll'] for row, run in runs.items() if run['molly'] and run['seed'] == 0}
+    assert min(mollified, key=mollified.get) == 'randaugment+molly/0'  # what the list says of it
