@@ -189,7 +189,7 @@ def run(every, output, jobs=2):
 
 def table(every, output):
     ended = {entry: json.loads((output / str(entry) / 'result.json').read_text()) for entry in every}
-    study = results.collect('T', ended, output)
+    study = results.collect('T', ended, output, ABOUT)
     for each in study['runs']:
         each.pop('training_seconds', None)
     return study
@@ -249,7 +249,11 @@ def test_runs_without_figures_leave_the_others_alone(tmp_path, capsys):
     assert found['unreadable/0']['reason'].endswith('no such folder or checkpoint')
     said = results.tables(table(every, tmp_path / 'out'), 'text')
     assert '- nan/0: diverged: the training loss became nan in epoch 10' in said
-    assert 'crash/0: failed' in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert 'crash/0: failed' in told
+    assert f'to try it again, delete {tmp_path}/out/nan/0)' in told
+    for name in ('crash', 'killed'):  # on a full disk the others need the space
+        assert not (tmp_path / 'out' / name / '0' / 'train').exists()
 
     mended.touch()
     again = run(every, tmp_path / 'out', jobs=3)
@@ -320,7 +324,7 @@ def test_a_full_disk_stops_the_study_and_leaves_it_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures('quick')
-def test_images_that_moved_are_found_and_another_measurement_is_made_again(tmp_path):
+def test_images_that_moved_are_found_and_another_measurement_is_made_again(tmp_path, capsys):
     mended = tmp_path / 'mended'
     how = {'behave': 'crash', 'mended': str(mended)}
     assert run(entries(tmp_path, data_dir='/a/images', **how)[:1], tmp_path / 'out')['plain/0']['status'] == 'failed'
@@ -338,6 +342,11 @@ def test_images_that_moved_are_found_and_another_measurement_is_made_again(tmp_p
     assert run(again, tmp_path / 'out')['plain/0']['status'] == 'finished'
     assert commands(tmp_path / 'out') == ['train', 'train', 'measure', 'measure']  # trained no more
     assert not (tmp_path / 'out' / 'plain' / '0' / 'report' / 'old').exists()
+    capsys.readouterr()
+    again[0].train['data_dir'] = '/c/images'
+    run(again, tmp_path / 'out')
+    said = 'data_dir was /b/images and is /c/images: taken to be the same'
+    assert capsys.readouterr().err.count(said) == 1
 
 
 @pytest.mark.usefixtures('quick')
@@ -353,13 +362,14 @@ def test_a_study_that_is_killed_before_it_measures_otherwise_does_not_keep_the_o
 
 
 @pytest.mark.usefixtures('quick')
-def test_runs_on_different_images_are_not_compared(tmp_path):
+def test_runs_on_different_images_are_told_from_the_others(tmp_path):
     every = read_grid(
         write(tmp_path / 'grid.yaml', {**SMALL, 'recipes': {'a': {}, 'b': {'behave': 'images'}}, 'grid': [{}]}), {}, {}
     ).entries
     run(every, tmp_path / 'out')
-    with pytest.raises(ValueError, match='a/0 and b/0 were measured on different images: labels: "these", "other"'):
-        table(every, tmp_path / 'out')
+    study = table(every, tmp_path / 'out')
+    assert study['notes'] == ['b/0, b+molly/0: not measured as a/0 was: labels: "these", "other"']
+    assert f'Not measured alike\n\n- {study["notes"][0]}' in results.tables(study, 'text')
 
 
 @pytest.mark.usefixtures('quick')
@@ -387,6 +397,35 @@ def test_a_damaged_result_is_made_again(tmp_path, damage):
     (tmp_path / 'out' / 'plain' / '0' / 'result.json').write_text(damage)
     assert run(every, tmp_path / 'out')['plain/0']['status'] == 'finished'
     assert commands(tmp_path / 'out') == ['train', 'measure', 'measure']
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_last_loss_that_is_written_while_we_look_is_seen(tmp_path):
+    (entry, *_) = entries(tmp_path)
+    folder = tmp_path / 'out' / 'plain' / '0'
+    runner.claim(entry, folder, ABOUT)
+    running = runner.Running(entry, folder, SCRIPT, {})
+    running.process.wait()
+
+    def ends():
+        with (folder / 'train' / 'summary.csv').open('a') as file:
+            file.write('2,nan\n')
+        return 0
+
+    running.process.poll = ends
+    assert running.poll()['status'] == 'diverged'
+    running.close()
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_run_that_dies_without_a_word_is_not_explained_by_an_earlier_one(tmp_path):
+    mended = tmp_path / 'mended'
+    (entry, *_) = entries(tmp_path, behave='crash', mended=str(mended))
+    assert 'No space left' in run([entry], tmp_path / 'out')['plain/0']['reason']
+    entry.train['behave'] = 'killed'
+    settings = tmp_path / 'out' / 'plain' / '0' / 'settings.json'
+    settings.write_text(json.dumps(runner.settings(entry, ABOUT)))
+    assert run([entry], tmp_path / 'out')['plain/0']['reason'].endswith('signal 9: nothing in its log')
 
 
 def test_jobs_share_the_gpus(monkeypatch):
@@ -589,11 +628,15 @@ def test_means_errors_and_paired_differences_follow_numpy(values, missing):
     for seed, pair in enumerate(values):
         for molly, value in zip((None, 'molly'), pair, strict=True):
             if molly or seed >= missing:  # differences are over the seeds that both have
-                runs.append({'recipe': 'a', 'molly': molly, 'seed': seed, 'figures': {'clean error': value}})
+                row = 'a+molly' if molly else 'a'
+                run = {'row': row, 'recipe': 'a', 'molly': molly, 'seed': seed}
+                runs.append({**run, 'figures': {'clean error': value}})
     row = next(row for row in results.rows({'runs': runs}) if row['molly'])
     own = np.array([b for _, b in values])
     differences = np.array([b - a for a, b in values[missing:]])
-    for found, expected in ((row['values'], own), (row['differences'], differences)):
+    others = np.array([a for a, _ in values[missing:]])
+    for key, expected in (('values', own), ('differences', differences), ('others', others)):
+        found = row[key]
         if not len(expected):
             assert found == {}
             continue
@@ -608,6 +651,19 @@ def test_means_errors_and_paired_differences_follow_numpy(values, missing):
     if len(differences):
         assert math.isclose(against['a']['clean error']['mean'], -differences.mean(), abs_tol=1e-12)
     assert not any(row['differences'] for row in results.rows({'runs': runs}, 'a row without runs'))
+
+
+def test_differences_over_fewer_seeds_say_so():
+    figures = {f'clean {metric}': 0.5 for metric in ('error', 'nll', 'ece')}
+    seeds = {'a': [1], 'a+molly': [0, 1, 2], 'b': [0, 1], 'b+molly': [0]}
+    runs = [
+        {'row': row, 'recipe': row[0], 'molly': row[2:] or None, 'seed': seed, 'status': 'finished', 'figures': figures}
+        for row in seeds
+        for seed in seeds[row]
+    ]
+    said = results.tables({'runs': runs, 'notes': []}, 'text')
+    assert re.search(r'^a\+molly +3 +50.0 ± 0.0 +\+0.0 \(1 of 3 seeds\)', said, re.MULTILINE)
+    assert re.search(r'^b\+molly +1 +50.0 +\+0.0 +0.5', said, re.MULTILINE)  # it has no other seed itself
 
 
 # From end to end

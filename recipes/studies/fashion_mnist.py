@@ -85,6 +85,8 @@ def open_source(folder: Path, source: Path, training: bool) -> object:
     from torchvision.datasets import FashionMNIST
 
     files = sorted(source.glob('*-ubyte.gz'))
+    if not files and source != DEBIAN:
+        sys.exit(f'no such files as train-images-idx3-ubyte.gz in {source} (--source)')
     raw = folder / 'FashionMNIST' / 'raw'
     raw.mkdir(parents=True, exist_ok=True)
     for file in files:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -36,17 +37,18 @@ def study(args: argparse.Namespace) -> int:
     output = args.output or Path('output/study') / args.grid.stem
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(output / '.lock', timeout=0):
-            runs = output / 'runs'
-            others = {entry: known(entry, runs / str(entry), about) for entry in grid.entries if entry not in chosen}
-            found = run(chosen, runs, script, about, args.jobs)
-            ended = {entry: result for entry in grid.entries if (result := {**others, **found}[entry])}
-            made = results.collect(grid.title, ended, runs)
-            names = results.write(made, output) + (results.write(made, output, args.against) if args.against else [])
+        lock = FileLock(output / '.lock').acquire(timeout=0)
     except Timeout:
         raise ValueError(f'another study is running in {output}') from None
+    with lock:
+        runs = output / 'runs'
+        found = {entry: known(entry, runs / str(entry), about) for entry in grid.entries if entry not in chosen}
+        found |= run(chosen, runs, script, about, args.jobs)
+        ended = {entry: result for entry in grid.entries if (result := found[entry])}
+        made = results.collect(grid.title, ended, runs, about)
+        names = results.write(made, output) + (results.write(made, output, args.against) if args.against else [])
     print(f'\n{grid.title}\n\n{results.tables(made, "text", args.against)}\n\nwrote {", ".join(names)} to {output}')
-    return 0 if all(result['status'] == 'finished' for result in found.values()) else 1
+    return 0 if all(ended[entry]['status'] == 'finished' for entry in chosen) else 1
 
 
 def train_script(given: Path | None) -> Path:
@@ -89,17 +91,22 @@ def check_data(entries: Iterable[Entry]) -> None:
                 raise ValueError(f'no such data folder: {split["data_dir"]} (--data-dir, or data_dir in the grid)')
             if not split['dataset']:
                 open_dataset('RGB', name='', root=split['data_dir'], split=split['split'], is_training=False)
-        if 'validate' not in checked:
-            checked.add('validate')
-            try:
-                chosen = check_validate(parse_validate({**own, **validate}))[0]
-            except ValueError as error:
-                raise ValueError(f'validate: {error}') from None
-            corrupted = validate.get('corrupted_dir')
-            if corrupted and not Path(corrupted).is_dir():
-                raise ValueError(f'no such folder of corrupted images: {corrupted} (--corrupted-dir)')
-            lacking = [
-                n for n in chosen if not any((Path(corrupted or '') / name).exists() for name in (n, f'{n}.npy'))
-            ]
-            if corrupted and lacking:
-                raise ValueError(f'{corrupted} lacks {", ".join(lacking)}; corruptions below validate chooses some')
+        if (key := str(flags := {**own, **validate})) not in checked:
+            checked.add(key)
+            check_measurement(flags)
+
+
+def check_measurement(flags: Mapping[str, Any]) -> None:
+    """Raise ValueError where flags of `timm-molly validate` cannot work, or corrupted images are not there."""
+    try:
+        chosen = check_validate(parse_validate(flags))[0]
+    except ValueError as error:
+        raise ValueError(f'validate: {error}') from None
+    if not (corrupted := flags.get('corrupted_dir')):
+        return
+    folder = Path(corrupted)
+    if not folder.is_dir():
+        raise ValueError(f'no such folder of corrupted images: {folder} (--corrupted-dir)')
+    lacking = [name for name in chosen if not any((folder / file).exists() for file in (name, f'{name}.npy'))]
+    if lacking:
+        raise ValueError(f'{folder} lacks {", ".join(lacking)}; corruptions below validate chooses some')

@@ -25,34 +25,36 @@ Row = dict[str, Any]
 Value = dict[str, Any]
 
 
-def collect(title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path) -> dict[str, Any]:
+def collect(
+    title: str, ended: Mapping[Entry, Mapping[str, Any]], output: Path, script: Mapping[str, Any]
+) -> dict[str, Any]:
     """Bring the reports of a study together, run by run, for JSON.
 
     Args:
         title: Of the study.
         ended: How each entry ended.
         output: Folder of the runs.
-
-    Raises:
-        ValueError: Two of them were measured on different images.
+        script: What the train script is known by, of `ask`.
     """
     runs = []
+    notes: dict[str, list[str]] = {}  # by what differs
     first: tuple[str, Any] | None = None
     for entry, result in ended.items():
         folder = output / str(entry)
-        run: Run = {'recipe': entry.recipe, 'molly': entry.molly, 'seed': entry.seed, **result}
+        run: Run = {'row': entry.row, 'recipe': entry.recipe, 'molly': entry.molly, 'seed': entry.seed, **result}
         if result['status'] == 'finished':
             made = report.read(folder / 'report')
             run |= {'figures': numbers(made), 'sha256': made['model']['sha256']}
             of = made['summary']['corruptions']
             run['corruptions'] = {name: {metric: of[name][metric] for metric in METRICS} for name in of}
             run |= {key: made[key] for key in ('benchmark', 'data', 'packages')}
-            first = first or (str(entry), report.measured(made))
-            different = report.differences(first[1], report.measured(made))
-            if different:
-                raise ValueError(f'{first[0]} and {entry} were measured on different images: {"; ".join(different)}')
-        runs.append({**run, 'train': dict(entry.train)})
-    return {'schema': SCHEMA, 'version': VERSION, 'title': title, 'runs': runs}
+            measured = {**report.measured(made), 'packages': made['packages']}
+            first = first or (str(entry), measured)
+            if different := report.differences(first[1], measured):
+                notes.setdefault('; '.join(different), []).append(str(entry))
+        runs.append({**run, 'train': dict(entry.train), 'validate': dict(entry.validate), 'threads': entry.threads})
+    said = [f'{", ".join(names)}: not measured as {first[0]} was: {what}' for what, names in notes.items() if first]
+    return {'schema': SCHEMA, 'version': VERSION, 'title': title, 'script': dict(script), 'notes': said, 'runs': runs}
 
 
 def numbers(made: Mapping[str, Any]) -> dict[str, float]:
@@ -79,23 +81,24 @@ def rows(study: Mapping[str, Any], against: str | None = None) -> list[Row]:
 
     Returns:
         A row for each recipe and aa string of molly: 'name', 'recipe', 'molly', 'seeds', those that are 'finished',
-        and by name of the figure 'values' and 'differences', seed by seed over the seeds that both have, each with
-        'mean' and the standard error of the mean 'se' (None for a single seed).
+        and by name of the figure 'values', 'differences', seed by seed over the seeds that both have ('shared'), and
+        'others', the figures of the other row over these; each with 'mean' and the standard error of the mean 'se'
+        (None for a single seed).
     """
-    by_row: dict[tuple[str, str | None], dict[int, Any]] = {}
+    by_row: dict[str, list[Run]] = {}
     for run in study['runs']:
-        by_row.setdefault((run['recipe'], run['molly']), {})[run['seed']] = run.get('figures')
-    names = {key: f'{key[0]}+{key[1]}' if key[1] else key[0] for key in by_row}
-    other = next((key for key, name in names.items() if name == against), None)
+        by_row.setdefault(run['row'], []).append(run)
+    figures_of = {name: {run['seed']: run['figures'] for run in of if 'figures' in run} for name, of in by_row.items()}
     found = []
-    for (recipe, molly), seeds in by_row.items():
-        own = {seed: values for seed, values in seeds.items() if values}
-        key = other if against else (recipe, None)
-        pairs = [(own[s], by_row[key].get(s)) for s in own] if key in by_row and key != (recipe, molly) else []
-        differences = [{name: a[name] - b[name] for name in a} for a, b in pairs if b]
-        row: Row = {'name': names[recipe, molly], 'recipe': recipe, 'molly': molly, 'seeds': list(seeds)}
-        row |= {'finished': list(own), 'values': _over_seeds(list(own.values()))}
-        found.append({**row, 'differences': _over_seeds(differences)})
+    for name, ((run, *_), own) in zip(by_row, zip(by_row.values(), figures_of.values(), strict=True), strict=True):
+        other = against or run['recipe']  # a row without molly is named by its recipe alone
+        others = figures_of.get(other, {}) if other != name else {}
+        shared = [seed for seed in own if seed in others]
+        differences = [{key: own[seed][key] - others[seed][key] for key in own[seed]} for seed in shared]
+        row: Row = {'name': name, 'recipe': run['recipe'], 'molly': run['molly']}
+        row |= {'seeds': [run['seed'] for run in by_row[name]], 'finished': list(own), 'shared': shared}
+        row |= {'values': _over_seeds(list(own.values())), 'differences': _over_seeds(differences)}
+        found.append({**row, 'others': _over_seeds([others[seed] for seed in shared])})
     return found
 
 
@@ -119,48 +122,49 @@ def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> 
     found = rows(study, against)
     parts = list(dict.fromkeys(key.split()[0] for row in found for key in row['values']))
     groups = [part for part in parts if part not in ('corrupted', 'clean')]
+    difference = f'- {against}' if against else 'with - without'
     blocks = {}
     for part in ('corrupted', 'clean'):
         if part in parts:
-            blocks[f'{part.capitalize()} images'] = _table(
-                found, {text: f'{part} {metric}' for metric, text in METRICS.items()}, against, seeds=True
-            )
+            columns = {text: f'{part} {metric}' for metric, text in METRICS.items()}
+            blocks[f'{part.capitalize()} images'] = _table(found, columns, difference, seeds=True)
     if groups:
         for metric, text in (('error', 'Error %'), ('ece', 'ECE')):
             columns = {group: f'{group} {metric}' for group in groups}
-            blocks[f'{text} by group of corruptions'] = _table(found, columns, against)
+            blocks[f'{text} by group of corruptions'] = _table(found, columns, difference)
         columns = {part: f'{part} overconfidence' for part in parts}
         blocks['Mean confidence less share correct (below 0: underconfident)'] = _table(found, columns)
     render = report.aligned if style == 'text' else report.markdown_table
     mark = '' if style == 'text' else '## '
+    bad = [run for run in study['runs'] if run['status'] != 'finished']
+    lists = {
+        'Not measured alike': study['notes'],
+        'Runs without figures': [f'{run["row"]}/{run["seed"]}: {run["status"]}: {run["reason"]}' for run in bad],
+    }
     texts = ['Means over seeds ± their standard errors; differences are taken seed by seed.']
     texts += [f'{mark}{title}\n\n{render(table)}' for title, table in blocks.items()]
-    bad = [run for run in study['runs'] if run['status'] != 'finished']
-    if bad:
-        names = [f'{run["recipe"]}{"+" if run["molly"] else ""}{run["molly"] or ""}/{run["seed"]}' for run in bad]
-        lines = [f'- {name}: {run["status"]}: {run["reason"]}' for name, run in zip(names, bad, strict=True)]
-        texts.append(f'{mark}Runs without figures\n\n' + '\n'.join(lines))
+    texts += [f'{mark}{title}\n\n- ' + '\n- '.join(lines) for title, lines in lists.items() if lines]
     return '\n\n'.join(texts)
 
 
 def _table(
-    found: Sequence[Row], columns: Mapping[str, str], against: str | None = '', seeds: bool = False
+    found: Sequence[Row], columns: Mapping[str, str], difference: str | None = None, seeds: bool = False
 ) -> list[list[str]]:
-    """A row each, with its values and, but for against = '', its differences."""
-    difference = f'- {against}' if against else 'with - without'
+    """A row each, with its values and, below the head `difference`, its differences."""
     head = [''] + ['seeds'] * seeds
     for text in columns:
-        head += [text, difference] if against != '' else [text]
+        head += [text, difference] if difference else [text]
     table = [head]
     for row in found:
         if not (seeds or row['values']):
             continue  # the first table says that it has none
-        finished, all_of_them = len(row['finished']), len(row['seeds'])
+        finished, all_of_them, shared = len(row['finished']), len(row['seeds']), len(row['shared'])
         line = [row['name']] + [str(finished) if finished == all_of_them else f'{finished} of {all_of_them}'] * seeds
         for key in columns.values():
             line.append(_said(row['values'].get(key), key, key.endswith('overconfidence')))
-            if against != '':
-                line.append(_said(row['differences'].get(key), key, sign=True))
+            if difference:
+                few = f' ({shared} of {finished} seeds)' if 0 < shared < finished else ''
+                line.append(_said(row['differences'].get(key), key, sign=True) + few)
         table.append(line)
     return table
 
@@ -177,21 +181,20 @@ def _said(value: Value | None, key: str, sign: bool = False) -> str:
 def draw(study: Mapping[str, Any]) -> Figure:
     """Error, NLL and ECE of each recipe without and with molly, on corrupted and on clean images.
 
-    Means over seeds; a line as long as the standard error on both sides.
+    Means over seeds, those without molly over the seeds with it; a line as long as the standard error on both sides.
     """
     found = [row for row in rows(study) if row['values']]
-    by = {(row['recipe'], row['molly']): row['values'] for row in found}
-    without = {recipe for recipe, molly in by if molly is None}
     # A line for each row with molly, which starts at its recipe without; one for each recipe that has none.
-    lines = [row for row in found if row['molly'] or not any(r == row['recipe'] and m for r, m in by)]
-    parts = [part for part in ('corrupted', 'clean') if any(f'{part} error' in values for values in by.values())]
+    mollified = {row['recipe'] for row in found if row['molly']}
+    lines = [row for row in found if row['molly'] or row['recipe'] not in mollified]
+    parts = [part for part in ('corrupted', 'clean') if any(f'{part} error' in row['values'] for row in found)]
     figure = figures.blank(11, (0.8 + 0.24 * len(lines)) * len(parts) + 0.3)
     axes = figure.subplots(len(parts), len(METRICS), squeeze=False)
     for row_of_axes, part in zip(axes, parts, strict=True):
         for ax, (metric, heading) in zip(row_of_axes, METRICS.items(), strict=True):
             key, scale = f'{part} {metric}', 100 if metric == 'error' else 1
             for y, row in enumerate(lines):
-                start = by[row['recipe'], None].get(key) if row['recipe'] in without else None
+                start = row['others' if row['molly'] else 'values'].get(key)  # both over the same seeds
                 end = row['values'].get(key) if row['molly'] else None
                 if start and end:
                     ends = [scale * start['mean'], scale * end['mean']]
@@ -225,11 +228,11 @@ def write(study: Mapping[str, Any], output: Path, against: str | None = None) ->
         name = f'against-{against}.md'
         write_text(output / name, f'# {study["title"]}\n\n{tables(study, "markdown", against)}\n')
         return [name]
-    names, shown = ['study.json', 'study.md'], ''
+    drawn = any('figures' in run for run in study['runs'])
     (output / 'study.png').unlink(missing_ok=True)
-    if any('figures' in run for run in study['runs']):
-        figures.save(draw(study), output / 'study.png')
-        names, shown = [*names, 'study.png'], '\n![study](study.png)\n'
     write_text(output / 'study.json', json.dumps(study, indent=1) + '\n')
+    shown = '\n![study](study.png)\n' if drawn else ''
     write_text(output / 'study.md', f'# {study["title"]}\n\n{tables(study, "markdown")}\n{shown}')
-    return names
+    if drawn:
+        figures.save(draw(study), output / 'study.png')
+    return ['study.json', 'study.md'] + ['study.png'] * drawn
