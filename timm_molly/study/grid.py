@@ -81,7 +81,7 @@ def read_grid(path: Path, train: Mapping[str, Any], validate: Mapping[str, Any])
     """
     found = _read(path)
     settings = {**_check_flags(f'{path}: train', found.get('train')), **train}
-    measured = _check_flags(f'{path}: validate', found.get('validate'))
+    measured = _check_flags(f'{path}: validate', found.get('validate'), own=())
     if 'data_dir' in measured:  # else of the training
         given = validate
     else:
@@ -172,8 +172,8 @@ def choose(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:
     return [entry for entry in entries if {entry.row, str(entry)} & set(names)]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file and those that it is based on."""
+def _read(path: Path, below: Path | None = None) -> dict[str, Any]:
+    """Read a file and that which it is based on; it may itself be the base of one below it."""
     found = _load(path)
     _check_keys(f'{path}: the grid', found, KEYS)
     for key in ('train', 'validate', 'recipes'):
@@ -184,11 +184,9 @@ def _read(path: Path) -> dict[str, Any]:
         found['train'] = {**_check_flags(str(config), _load(config)), **found['train']}
     if 'base' not in found:
         return found
-    base = path.parent / str(found.pop('base'))
-    under = _load(base)
-    if 'base' in under:
-        raise ValueError(f'{base} has a base itself; name that one in {path}')
-    under = _read(base)
+    if below:
+        raise ValueError(f'{path} has a base itself; name that one in {below}')
+    under = _read(path.parent / str(found.pop('base')), path)
     for key in ('train', 'validate', 'recipes'):
         if isinstance(under.get(key), dict) and isinstance(found.get(key, {}), dict):
             found[key] = {**under[key], **found.get(key, {})}
@@ -207,13 +205,13 @@ def _load(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_flags(where: str, flags: Any) -> dict[str, Any]:
+def _check_flags(where: str, flags: Any, own: Iterable[str] = OWN) -> dict[str, Any]:
     """Check that flags are such as JSON and a --config file can hold."""
     flags = {} if flags is None else flags
     if not isinstance(flags, dict) or not all(isinstance(key, str) for key in flags):
         raise ValueError(f'{where} must hold flags by name, got {flags!r}')
     for key, value in flags.items():
-        if key in OWN and not where.endswith('validate'):
+        if key in own:
             raise ValueError(f'{where} has {key}, which the study sets itself')
         if key in TEXT and not (value is None or isinstance(value, str)):
             raise ValueError(f'{where} has {key}: {value!r}, which must be text')
@@ -236,9 +234,13 @@ def _check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> N
     known = list(known)
     for key in found:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f' (did you mean {near[0]}?)' if near else ''
-            raise ValueError(f'{where} has an unknown key {key!r}{hint}; it takes {", ".join(known)}')
+            raise ValueError(f'{where} has an unknown key {key!r}{hint(str(key), known)}; it takes {", ".join(known)}')
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names may be meant by one that is not."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f' (did you mean {near[0]}?)' if near else ''
 
 
 def _cross(path: Path, cross: Any, recipes: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:

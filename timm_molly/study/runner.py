@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ import yaml
 from timm_molly.files import write_text
 from timm_molly.robustness import report
 from timm_molly.study.child import NOT_FINITE, UNREADABLE
-from timm_molly.study.grid import Entry
+from timm_molly.study.grid import Entry, hint
 
 PATHS = ('data_dir', 'corrupted_dir', 'class_map')  # that may be elsewhere on another machine
 POLL = 0.5  # seconds
@@ -49,6 +48,7 @@ class Running:
         self.entry, self.folder, self.script = entry, folder, script
         self.environment = {**os.environ, **environment}
         self.log: IO[bytes] = (folder / 'log.txt').open('ab')
+        self.log_start = self.log.tell()
         self.process: subprocess.Popen[bytes] | None = None
         self.start = time.monotonic()
         self.epochs = int(entry.train['epochs'])
@@ -71,15 +71,16 @@ class Running:
     def poll(self) -> dict[str, Any] | None:
         """Go on; return the result once there is one."""
         assert self.process is not None
+        code = self.process.poll()  # before the losses, which are whole only once it has ended
         bad = {epoch: loss for epoch, loss in self.losses().items() if not math.isfinite(loss)}
         if self.command == 'train' and bad:
             self.stop()
             epoch, loss = next(iter(bad.items()))
             return self._result('diverged', f'the training loss became {loss} in epoch {epoch}')
-        code = self.process.poll()
         if code is None:
             return None
         if code and self.command == 'train':
+            shutil.rmtree(self.folder / 'train', ignore_errors=True)  # on a full disk the others need the space
             return self._result('failed', f'train.py {self._why(code)}')
         if code:
             if code == UNREADABLE:
@@ -130,7 +131,9 @@ class Running:
 
     def _why(self, code: int) -> str:
         """Say why a process ended, by its last line."""
-        lines = (self.folder / 'log.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()
+        with (self.folder / 'log.txt').open('rb') as file:
+            file.seek(self.log_start)
+            lines = file.read().decode(errors='replace').splitlines()
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'nothing in its log')
         end = f'was ended by signal {-code}' if code < 0 else f'ended with code {code}'
         return f'{end}: {said[-300:]}'
@@ -168,13 +171,16 @@ def run(
     todo = [entry for entry in entries if entry not in results]
     for entry in todo:
         claim(entry, output / str(entry), about)
-    devices = visible_devices(jobs)
+    chosen = any(':' in str(entry.train.get('device')) for entry in entries)  # cuda:1, of all
+    devices = [] if chosen else visible_devices(jobs)
     free = list(range(jobs))
     running: dict[int, Running] = {}
     epochs = sum(entry.train['epochs'] for entry in todo)
     with tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05) as progress:
         if results:
             progress.write(f'{len(results)} of {len(entries)} runs are there already', file=sys.stderr)
+        for line in dict.fromkeys(line for entry in results for line in moved(entry, output / str(entry))):
+            progress.write(line, file=sys.stderr)
         done = shown = 0
         try:
             while todo or running:
@@ -243,6 +249,17 @@ def known(entry: Entry, folder: Path, about: Mapping[str, Any]) -> dict[str, Any
         return None
 
 
+def moved(entry: Entry, folder: Path) -> list[str]:
+    """Say which images of a finished entry are elsewhere today, because that they are the same ones is not checked."""
+    before = json.loads((folder / 'settings.json').read_text(encoding='utf-8'))
+    return [
+        f'{name} was {before[part][name]} and is {flags[name]}: taken to be the same'
+        for part, flags in (('train', entry.train), ('validate', entry.validate))
+        for name in PATHS
+        if flags.get(name) != before[part].get(name)
+    ]
+
+
 def claim(entry: Entry, folder: Path, about: Mapping[str, Any]) -> None:
     """Write into the folder of an entry what it is, and clear away what was measured otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +292,8 @@ def _elsewhere(about: Mapping[str, Any]) -> dict[str, Any]:
 def say(result: Mapping[str, Any], folder: Path) -> str:
     """Say in a line how an entry ended."""
     if result['status'] != 'finished':
-        return f'{result["status"]}: {result["reason"]} (see {folder / "log.txt"})'
+        again = f'; to try it again, delete {folder}' if result['status'] == 'diverged' else ''
+        return f'{result["status"]}: {result["reason"]} (see {folder / "log.txt"}{again})'
     made = report.read(folder / 'report')
     parts = {'clean': made['clean'], 'corrupted': made['summary']['mean']}
     return ', '.join(
@@ -332,6 +350,5 @@ def check_flags(entries: Iterable[Entry], known: set[str], script: Path) -> None
     for entry in entries:
         for name in entry.train:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f' (did you mean {near[0]}?)' if near else ''
-                raise ValueError(f'recipe {entry.recipe}: {script} has no --{name.replace("_", "-")}{hint}')
+                flag = f'--{name.replace("_", "-")}'
+                raise ValueError(f'recipe {entry.recipe}: {script} has no {flag}{hint(name, known)}')
