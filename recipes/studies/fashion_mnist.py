@@ -9,8 +9,9 @@ download it. Needs 1.6 GB and a few minutes; the same images come out every time
     tenth/         the first tenth of them, class by class: 5,900
     validation/    the last 100 training images of each class
     test/          the first 500 test images of each class
-    fashion-mnist-c/    test/ under the 15 common corruptions at five severities, in the form and at the strengths of
-                        CIFAR-10-C
+    fashion-mnist-32px-corrupted/
+                   test/ under the 15 common corruptions at five severities, in the form and at the strengths of
+                   CIFAR-10-C (not those of the published Fashion-MNIST-C, which has other corruptions)
 
 The images keep their pixels and get a black border of 2.
 """
@@ -101,7 +102,7 @@ def write_corrupted(folder: Path) -> None:
     dataset = create_dataset('', root=str(folder), split='test')
     images = [np.asarray(image.convert('RGB')) for image, _ in dataset]
     labels = np.array([label for _, label in dataset])
-    output = folder / 'fashion-mnist-c'
+    output = folder / 'fashion-mnist-32px-corrupted'
     output.mkdir()
     np.save(output / 'labels.npy', np.tile(labels, 5))
     corruptions.warm_up()

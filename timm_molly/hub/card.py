@@ -116,11 +116,12 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
 
     def result(where: str, condition: str, metric: str, value: float, label: str, split: Any) -> EvalResult:
         known = _hub_id(about, settings, where)
+        published = report is not None and where == report['benchmark'].get('name')  # which the condition names
         return EvalResult(
             task_type='image-classification',
             task_name='Image Classification',
             dataset_type=known or _kind(where, report),
-            dataset_name=where if condition == 'clean' else f'{where}, {condition}',
+            dataset_name=where if condition == 'clean' or published else f'{where}, {condition}',
             dataset_config=condition,
             dataset_split=split if isinstance(split, str) else None,
             metric_type=metric,
@@ -342,7 +343,7 @@ def _training(settings: Settings) -> str:
     rows = [(label, _code(settings[key])) for key, label in RECIPE.items() if _is_on(settings, key)]
     text = "`args.yaml` has every setting, by its name in timm's `train.py`"
     if 'checkpoint_hist' in settings:  # train.py's own, not those of another script
-        text += ', so that `python train.py --config args.yaml --data-dir ...` trains such a model again'
+        text += ', so that `python train.py --config args.yaml --data-dir ... --output ...` trains such a model again'
     return f'{text}. Those that matter most:\n\n{_list(rows)}'
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def draw(report: Report, folder: Path) -> list[str]:
     """Draw the pictures of a report into a folder, and return their names without .png."""
     pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
     for name, figure in pictures.items():
-        figure.suptitle(title(report).replace('$', r'\$'), fontsize=7, color='#666666')
+        lines = textwrap.fill(title(report), int(16 * figure.get_figwidth())).replace('$', r'\$')
+        figure.suptitle(lines, fontsize=7, color='#666666')
         figures.save(figure, folder / f'{name}.png')
     return list(pictures)
 
@@ -189,7 +191,7 @@ def subject(report: Report) -> str:
     how = {
         'mollification': 'noised and blurred as in training',
         'on the fly': f'corrupted as {benchmark.get("table")}',
-        'official': f'{benchmark.get("name")}',
+        'official': f'corrupted: {benchmark.get("name")}',
     }[benchmark['kind']]
     return f'{images}, {how}'
 

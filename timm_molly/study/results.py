@@ -217,7 +217,7 @@ def draw(study: Mapping[str, Any]) -> Figure:
             ax.set_ylim(len(lines) - 0.4, -0.6)
             ax.locator_params(axis='x', nbins=6)
     title = study['title'].replace('$', r'\$')
-    legend = 'without molly (open), with it (filled: red with its default settings, blue with others)'
+    legend = 'without molly (open), with it (filled: red with its default settings, blue with others); bars: ± se'
     figure.suptitle(f'{title}: {legend}', fontsize=9, color='#444444')
     return figure
 
