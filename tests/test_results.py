@@ -52,19 +52,20 @@ def told(page):
             yield ROOT / 'recipes' / link[1], head[1:], lines
 
 
-def measured(folder):
+def measured(folder, against=None):
     """Each row of a study with all its figures, those of each corruption too."""
     study = read(folder)
     for run in study['runs']:
         for name, values in run['corruptions'].items():
             run['figures'] |= {f'{name} {metric}': value for metric, value in values.items()}
-    return {row['name']: row for row in results.rows(study)}
+    return {row['name']: row for row in results.rows(study, against)}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_figure_in_a_table_was_measured(page):
     # A cell's row and figure are named by its line and head, either way round: 'augmix+molly' and 'clean error %',
-    # or 'fog' and 'augmix+molly error %'. A head 'with - without' is of the differences of the column before it.
+    # or 'fog' and 'augmix+molly error %'. A head 'with - without' is of the differences of the column before it, and
+    # '- molly' of those to the same recipe with plain molly.
     tables = list(told(page))
     assert tables
     for folder, heads, lines in tables:
@@ -72,11 +73,12 @@ def test_every_figure_in_a_table_was_measured(page):
         for label, *cells in lines:
             row = what = None
             for head, cell in zip(heads, cells, strict=True):
-                difference = head == 'with - without'
+                difference = head in ('with - without', '- molly')
                 if not difference:
                     first, metric = head.removesuffix(' %').lower().rsplit(' ', 1)
                     row, what = (label, f'{first} {metric}') if label in rows else (first, f'{label} {metric}')
-                value = rows[row]['differences' if difference else 'values'].get(what)
+                of = measured(folder, f'{rows[row]["recipe"]}+molly') if head == '- molly' else rows
+                value = of[row]['differences' if difference else 'values'].get(what)
                 assert cell == results._said(value, what, difference or metric == 'overconfidence'), (row, what)
 
 
