@@ -58,7 +58,7 @@ def test_it_is_the_file_and_as_good_as_recorded_on_a_handful_of_images(folder):
     record = json.loads(hub_images.RECORDS.read_text())[folder.name]
     found = hub_images.measure(folder, hub_images.FOLDER / record['images'])
     assert found['sha256'] == record['sha256']
-    # Another CPU rounds otherwise, which moves an image on the edge between two classes.
+    # Another CPU rounds differently, which moves an image on the edge between two classes.
     assert abs(found['correct'] - record['correct']) <= 1
     report = json.loads((folder / 'report.json').read_text())
     assert found['correct'] / found['of'] == pytest.approx(1 - report['clean']['error'], abs=0.12)

@@ -210,6 +210,21 @@ def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):
     assert 'kind: "on the fly", "mollification"' in capsys.readouterr().err
 
 
+def test_a_long_title_stays_in_its_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(R.figures, 'save', lambda figure, path: drawn.append(figure))
+    report = made()
+    report['data']['dataset'] = 'a-folder-of-images-with-a-name-of-fifty-two-characters'
+    R.draw(report, tmp_path)
+    assert len(drawn) == 3
+    for figure in drawn:
+        figure.draw_without_rendering()
+        box = figure.get_window_extent().bounds, figure._suptitle.get_window_extent().bounds
+        assert box[1][0] >= 0
+        assert box[1][0] + box[1][2] <= box[0][2]
+        assert report['data']['dataset'] in figure.get_suptitle().replace('\n', ' ')
+
+
 def test_a_report_of_held_out_corruptions_alone_is_drawn(tmp_path):
     report = made(cells={(name, s): cell(0.1 * s) for name in C.HELD_OUT for s in C.SEVERITIES})
     R.write(report, tmp_path)

@@ -88,8 +88,9 @@ def draw(report: Report, folder: Path) -> list[str]:
     """Draw the pictures of a report into a folder, and return their names without .png."""
     pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
     for name, figure in pictures.items():
-        lines = textwrap.fill(title(report), int(16 * figure.get_figwidth())).replace('$', r'\$')
-        figure.suptitle(lines, fontsize=7, color='#666666')
+        width = int(16 * figure.get_figwidth())  # characters, of this size
+        lines = textwrap.fill(title(report), width, break_on_hyphens=False)
+        figure.suptitle(lines.replace('$', r'\$'), fontsize=7, color='#666666')
         figures.save(figure, folder / f'{name}.png')
     return list(pictures)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 'timm-molly/study'
 VERSION = 1
-METRICS = {'error': 'error %', 'nll': 'NLL', 'ece': 'ECE'}
+METRICS = {metric: report.HEADINGS[metric] for metric in ('error', 'nll', 'ece')}
 
 Run = dict[str, Any]
 Row = dict[str, Any]
