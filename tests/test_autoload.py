@@ -46,6 +46,12 @@ def test_it_imports_nothing_but_itself(python):
     assert done.stdout.split() == ['timm_molly', 'timm_molly._autoload']
 
 
+def test_names_of_the_package_need_no_other_import(python):
+    names = ['hub.load', 'functional.noise', 'loss.CoupledCrossEntropy', 'Mollify', 'MollyConfig', 'CoupledTarget']
+    done = python('-c', '\n'.join(['import timm_molly', *(f'timm_molly.{name}' for name in names), 'print("all")']))
+    assert (done.stdout, done.stderr) == ('all\n', '')
+
+
 @pytest.mark.parametrize(
     'finder',
     [

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-    from timm_molly import functional, loss
+    from timm_molly import functional, hub, loss
     from timm_molly.config import MollyConfig
     from timm_molly.mollify import Mollify
     from timm_molly.plugin import register, unregister
     from timm_molly.target import CoupledTarget
 
-__all__ = ['CoupledTarget', 'Mollify', 'MollyConfig', 'functional', 'loss', 'register', 'unregister']
+__all__ = ['CoupledTarget', 'Mollify', 'MollyConfig', 'functional', 'hub', 'loss', 'register', 'unregister']
 
 _HOME = {
     'CoupledTarget': 'target',
