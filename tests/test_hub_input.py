@@ -580,6 +580,28 @@ def test_a_folder_is_pushed_as_it_stands_or_not_at_all(out, capsys, nothing_done
     refused(capsys, out, *WRITER, '--no-ema', '--model', 'x', words='leave --model, --no-ema out')
 
 
+def test_a_ready_folder_is_loaded_by_timm_before_it_is_pushed(out, capsys, monkeypatch, nothing_done):
+    read = make.read_folder
+    monkeypatch.setattr(make, 'read_folder', lambda folder: changed(read(folder)))
+
+    def changed(found):
+        found.model.bn1.eps = 0.1
+        return found
+
+    nothing_done()
+    for arguments in (WRITER, ['--dry-run']):
+        refused(capsys, out, *arguments, words='what timm makes of the config is not the trained model')
+
+
+def test_a_ready_folder_whose_report_is_on_images_normalised_otherwise(out, report, capsys, nothing_done):
+    (out / 'report.json').write_text(json.dumps(report))
+    assert main(['push', str(out), '--repo-id', 'me/net', '--dry-run']) == 0
+    changed_config(out, 'pretrained_cfg', 'std', value=[0.2, 0.2, 0.25])
+    nothing_done()
+    words = 'report.json measured with std [0.2, 0.2, 0.2], but the training normalised with [0.2, 0.2, 0.25]'
+    refused(capsys, out, *WRITER, words=words)
+
+
 def changed_config(folder, *keys, value):
     config = json.loads((folder / 'config.json').read_text())
     place = config

@@ -55,20 +55,13 @@ def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) 
         folder = Path(temporary, 'folder')
         folder.mkdir()
         if report is not None:
-            measured = read_report(report, run.about['sha256'])['model']
-            for key in ('mean', 'std'):
-                trained = list(run.data_config[key])
-                if measured[key] != trained:
-                    raise ValueError(
-                        f'{report} measured with {key} {measured[key]}, but the training normalised with {trained}: '
-                        f'measure again with --{key} {" ".join(map(str, trained))}'
-                    )
+            check_report(run, read_report(report, run.about['sha256']), report)
             shutil.copyfile(report / REPORT if report.is_dir() else report, folder / REPORT)
         if run.args is not None:
             shutil.copyfile(run.args, folder / ARGS)
         _write_model(run, {**run.about, **about}, folder)
         _write_card(folder, sum(p.numel() for p in run.model.parameters()))
-        _check(run, folder)
+        check(run, folder)
         if output.exists():
             output.rmdir()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +184,23 @@ def _write_card(folder: Path, parameters: int) -> None:
         (folder / EVALUATION).write_text(evaluation, encoding='utf-8')
 
 
-def _check(run: Run, folder: Path) -> None:
-    """Load the folder as `timm_molly.hub.load` and as timm do, and compare with the model that was trained."""
+def check_report(run: Run, report: Mapping[str, Any], source: Path) -> None:
+    """Raise ValueError where a report measured with images normalised otherwise than for the training."""
+    for key in ('mean', 'std'):
+        measured, trained = report['model'][key], list(run.data_config[key])
+        if measured != trained:
+            raise ValueError(
+                f'{source} measured with {key} {measured}, but the training normalised with {trained}: '
+                f'measure again with --{key} {" ".join(map(str, trained))}'
+            )
+
+
+def check(run: Run, folder: Path) -> None:
+    """Load the folder as `timm_molly.hub.load` and as timm do, and compare with the model that was trained.
+
+    Raises:
+        ValueError: They give other logits, or none.
+    """
     from timm.models import _hub
 
     loaded = [read_folder(folder).model]

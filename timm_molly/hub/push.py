@@ -196,12 +196,15 @@ def _check_ready(args: argparse.Namespace) -> Path:
     ]
     if given:
         raise ValueError(f'{folder} is ready for the Hub and is pushed as it stands; leave {", ".join(given)} out')
-    run, _ = read_hub_folder(folder)
+    run, measured = read_hub_folder(folder)
     made_for = run.about.get('repo_id')
     if made_for != args.repo_id:
         raise ValueError(f'{folder} was made for {made_for}, not for {args.repo_id}')
     if not (folder / CARD).is_file():
         raise ValueError(f'{folder} has no {CARD}; timm-molly card {folder} writes it')
+    if measured is not None:
+        make.check_report(run, measured, folder / REPORT)
+    make.check(run, folder)
     return folder
 
 
