@@ -182,7 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--against', metavar='ROW', help='show differences to this row (default: to the same recipe without molly)'
     )
-    command.add_argument('--only', metavar='ROW', nargs='+', help='such as plain+molly, or plain+molly/0 for one seed')
+    command.add_argument(
+        '--only',
+        metavar='ROW',
+        nargs='+',
+        action='extend',
+        help='such as plain+molly, or plain+molly/0 for one seed',
+    )
     command.add_argument(
         '-o', '--output', metavar='DIR', type=Path, help='(default: output/study/ and the name of the grid)'
     )
