@@ -1,5 +1,6 @@
 """The studies in recipes/studies: their files belong together, and what is told of them is what was measured."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -52,6 +53,7 @@ def told(page):
             yield ROOT / 'recipes' / link[1], head[1:], lines
 
 
+@functools.cache
 def measured(folder, against=None):
     """Each row of a study with all its figures, those of each corruption too."""
     study = read(folder)
