@@ -276,14 +276,15 @@ def alive(pid):
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks processes up in /proc')
 @pytest.mark.usefixtures('quick')
 def test_a_study_that_is_killed_at_any_time_goes_on_and_ends_the_same(tmp_path):
-    every = entries(tmp_path, epoch_seconds=0.05)
+    every = entries(tmp_path, epoch_seconds=0.2)
     run(every, tmp_path / 'whole', jobs=3)
     moments = random.Random(0)
     kills = 0
     while True:
         process = multiprocessing.get_context('fork').Process(target=run, args=(every, tmp_path / 'cut', 3))
         process.start()
-        process.join(moments.uniform(0.02, 0.6))
+        # Eight trainings of two epochs, three at once, take over 1.2 s: the first four kills come before their end.
+        process.join(moments.uniform(0.02, 0.15 if kills < 4 else 1))
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
