@@ -235,10 +235,13 @@ def test_allconvnet_drops_features_after_each_pooling():
 
 @pytest.mark.parametrize('name', KINDS)
 def test_it_learns(name):
-    """A few steps at a small learning rate lower the loss on one batch, with gradients for every parameter."""
-    torch.manual_seed(0)
+    """A few steps against the gradient lower the loss on one batch, with gradients for every parameter."""
     model = timm.create_model(name, num_classes=3).train()
-    optimizer = create_optimizer_v2(model, 'momentum', lr=0.01, layer_decay=0.9)
+    for module in model.modules():  # chance, which could raise the loss
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    # Short steps without momentum go down whatever the weights and the arithmetic.
+    optimizer = create_optimizer_v2(model, 'momentum', lr=1e-3, momentum=0.0, layer_decay=0.9)
     x, target = images(batch=6), torch.arange(6) % 3
     losses = []
     for _ in range(5):

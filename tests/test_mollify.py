@@ -1,3 +1,4 @@
+import itertools
 import math
 from unittest import mock
 
@@ -53,6 +54,40 @@ def test_images_degraded_a_few_at_a_time_come_out_the_same(roles, splits, size, 
             torch.testing.assert_close(out[i], expected[i])
         else:
             assert torch.equal(out[i], x[i]) == (role == 'n' and t[i % size] == 0)
+
+
+@pytest.mark.parametrize('chunk', [1, 3 * 64, 10**6])
+@pytest.mark.parametrize('splits', [1, 2])
+@pytest.mark.parametrize('size', [0, 1, 2, 3])
+@pytest.mark.parametrize('roles', ['x', 'n', 'b', 'e', *map(''.join, itertools.permutations('xnb'))])
+def test_a_batch_too_small_for_all_roles(roles, size, splits, chunk):
+    x, labels = batch(size * splits)
+    t = torch.linspace(0.2, 0.8, size)
+    irfft = torch.fft.irfft
+
+    def mkl_irfft(input, *args, **kwargs):  # some builds of PyTorch refuse an empty tensor, others do not
+        assert input.numel()
+        return irfft(input, *args, **kwargs)
+
+    with mock.patch('timm_molly.mollify.CPU_CHUNK', chunk), mock.patch('torch.fft.irfft', mkl_irfft):
+        out, target = Mollify(num_splits=splits).apply(x.clone(), labels, roles, t, np.random.default_rng(0))
+    assert len(out) == len(target) == size * splits
+    for i, (before, after) in enumerate(zip(x, out, strict=True)):
+        role, at = roles[i % size % len(roles)], t[i % size]
+        gamma = {'x': torch.zeros(()), 'n': noise_gamma(at), 'b': blur_gamma(at), 'e': torch.ones(())}[role]
+        torch.testing.assert_close(target.gamma[i], gamma)
+        if role == 'x':
+            assert torch.equal(after, before)
+        elif role == 'b':
+            torch.testing.assert_close(after, blur(before[None], at[None])[0])
+        else:
+            assert not torch.equal(after, before)
+
+
+def test_the_settings_may_be_an_aa_string():
+    assert Mollify('molly-b4-mxn').config == MollyConfig(roles='xn', beta=4)
+    with pytest.raises(ValueError, match="unknown or malformed section 'z4' in 'molly-z4'"):
+        Mollify('molly-z4')
 
 
 @settings(deadline=None)
@@ -166,7 +201,7 @@ def test_images_that_require_a_gradient_are_taken_as_data():
         (lambda x, y: Mollify()(x, torch.ones(12, 5, dtype=torch.int64)), 'soft labels of a floating-point dtype'),
         (lambda x, y: Mollify(num_splits=5)(x, y), 'a batch of 12 images cannot be 5 augmentation splits'),
         (lambda x, y: Mollify(num_splits=0), 'num_splits must be 1 or more, got 0'),
-        (lambda x, y: Mollify('molly-b4'), "config must be a MollyConfig.*got 'molly-b4'"),
+        (lambda x, y: Mollify(4), 'config must be a MollyConfig or an aa string.*got 4'),
         (lambda x, y: Mollify().apply(x, y, 'xq', torch.zeros(12)), "roles must be .* letters x, n, b, e, got 'xq'"),
         (lambda x, y: Mollify().apply(x, y, '', torch.zeros(12)), "roles must be one or more .*, got ''"),
         (lambda x, y: Mollify().apply(x, y, ['x', 'n'], torch.zeros(12)), r"roles must be .*, got \['x', 'n'\]"),

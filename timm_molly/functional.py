@@ -74,6 +74,8 @@ def blur(x: Tensor, t: Tensor, min_scale: float = 0.3, out: Tensor | None = None
     if out is not None:
         _check_shaped_as('out', out, x)
     batch_size, channels, height, width = x.shape
+    if batch_size == 0:  # MKL's FFT refuses to transform nothing
+        return torch.empty_like(x) if out is None else out
     dtype = _compute_dtype(x)
     tau = blur_scale(t.to(dtype), max(height, width), min_scale).square() / 2
     with torch.autocast(x.device.type, enabled=False):

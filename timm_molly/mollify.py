@@ -30,7 +30,7 @@ class Mollify:
     """Mollify a batch that is ready for the model: `x, target = mollify(x, target)`, as with `timm.data.Mixup`.
 
     Args:
-        config: The settings.
+        config: The settings, or their aa string such as `'molly-b4'`; the paper's if None.
         num_splits: Augmentation splits: the batch is this many views of the same images, one after the other. The
             views of an image share role and t (each has its own noise), so that a consistency loss compares equals.
         generator: Source of the random draws, on the CPU; by default torch's global generators (`torch.manual_seed`).
@@ -39,12 +39,14 @@ class Mollify:
 
     def __init__(
         self,
-        config: MollyConfig | None = None,
+        config: MollyConfig | str | None = None,
         num_splits: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
+        if isinstance(config, str):
+            config = MollyConfig.from_string(config)
         if config is not None and not isinstance(config, MollyConfig):
-            raise ValueError(f'config must be a MollyConfig, as from MollyConfig.from_string, got {config!r}')
+            raise ValueError(f"config must be a MollyConfig or an aa string such as 'molly-b4', got {config!r}")
         if num_splits < 1:
             raise ValueError(f'num_splits must be 1 or more, got {num_splits}')
         self.config = config or MollyConfig()
@@ -128,7 +130,8 @@ class Mollify:
             raise ValueError(
                 'x must not be an expanded tensor, which holds pixels once for several: give x.contiguous()'
             )
-        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles) if role != 'x']
+        # Without the roles that no image of a batch this small has.
+        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles[: len(t)]) if role != 'x']
         gamma = torch.zeros_like(t)
         for role, turn in turns:
             gamma[turn] = self._gamma(role, t[turn])
@@ -173,6 +176,8 @@ class Mollify:
 
 def check_distribution(target: Tensor) -> None:
     """Raise a ValueError unless the rows of the soft labels (B, K) sum to one; reads the values."""
+    if len(target) == 0:
+        return
     total = target.sum(1)
     if not torch.allclose(total, torch.ones_like(total), atol=1e-2):
         worst = total[(total - 1).abs().argmax()].item()

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,8 +114,11 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
     )
 
 
-def check_fit(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
-    """Check that weights are those of a model, all of them; the model may be on the device `meta`.
+def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
+    """Load weights into a model that they fit, all of them; on the device `meta`, see whether they do.
+
+    What torch's modules fill in themselves may be missing: a norm's `num_batches_tracked`, which PyTorch before 0.4.1
+    did not save.
 
     Args:
         model: The model.
@@ -123,37 +127,34 @@ def check_fit(model: nn.Module, state: Mapping[str, Any], name: str, source: obj
         source: Where the weights are from.
 
     Raises:
-        ValueError: They do not fit (which, and how), or are no tensors.
+        ValueError: They do not fit (which, and how), or are no tensors. The model may have changed by then.
     """
     own = model.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     common = [key for key in own if key in state]
     foreign = [key for key in common if not isinstance(state[key], Tensor)]
     if foreign:
         raise ValueError(f'{source} does not fit {name}: {some(foreign)} is no tensor')
-    shapes = [
-        f'{key} is {_kind(state[key])}, not {_kind(own[key])}' for key in common if _kind(state[key]) != _kind(own[key])
-    ]
+    shapes = {
+        key: f'{key} is {_kind(state[key])}, not {_kind(own[key])}'
+        for key in common
+        if _kind(state[key]) != _kind(own[key])
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*meta parameter')
+            loaded = model.load_state_dict(
+                {key: value for key, value in state.items() if key not in shapes}, strict=False
+            )
+    except RuntimeError as error:  # tensors without values
+        raise ValueError(f'{source} does not fit {name}: {one_line(error)}') from None
+    missing, unknown = sorted({*loaded.missing_keys} - {*shapes}), sorted(loaded.unexpected_keys)
     wrong = [
         f'{len(keys)} {what}: {some(keys)}'
-        for what, keys in (('missing', missing), ('unknown', unknown), ('of another shape', shapes))
+        for what, keys in (('missing', missing), ('unknown', unknown), ('of another shape', [*shapes.values()]))
         if keys
     ]
     if wrong:
         raise ValueError(f'{source} does not fit {name}: {"; ".join(wrong)}')
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: object) -> None:
-    """Load weights into a model, after `check_fit`.
-
-    Raises:
-        ValueError: They do not fit.
-    """
-    check_fit(model, state, name, source)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # tensors without values
-        raise ValueError(f'{source} does not fit {name}: {one_line(error)}') from None
 
 
 def check_finite(model: nn.Module, source: object) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from timm_molly.plugin import add_models
-from timm_molly.weights import check_finite, check_fit, create_model, fingerprint, load_weights, read_checkpoint
+from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, read_checkpoint
 
 WEIGHTS, CONFIG, CARD, ARGS, REPORT = 'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'report.json'
 FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> Folder:
     arguments |= {'pretrained': False, 'pretrained_cfg': cfg}
     sketch = _sketch(config['architecture'], arguments)
     if sketch is not None:  # before anything is made as large as a config may say
-        check_fit(sketch, state, config['architecture'], folder / WEIGHTS)
+        load_weights(sketch, state, config['architecture'], folder / WEIGHTS)
     model = create_model(config['architecture'], arguments)
     load_weights(model, state, config['architecture'], folder / WEIGHTS)
     check_finite(model, folder / WEIGHTS)
