@@ -4,7 +4,6 @@ One of them: make matrix ARGS='-s oldest'. A Python that is not on this machine 
 """
 
 import re
-from pathlib import Path
 
 import nox
 
@@ -19,7 +18,9 @@ CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 def _test(session: nox.Session, *pins: str) -> None:
     # Compiled on all cores afterwards, which pip does on one.
     session.install('--no-compile', '--editable', '.[test]', *pins)
-    session.run('python', '-m', 'compileall', '-q', '-j', '0', session.virtualenv.location, success_codes=[0, 1], silent=True)
+    session.run(
+        'python', '-m', 'compileall', '-q', '-j', '0', session.virtualenv.location, success_codes=[0, 1], silent=True
+    )
     session.run('python', '-m', 'pip', 'check')
     session.run('python', '-m', 'pytest', '-n', 'auto', '-rs', *session.posargs)
 

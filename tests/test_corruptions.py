@@ -45,7 +45,7 @@ def test_the_tables_have_every_corruption_at_five_severities(table):
 def test_a_corruption_keeps_size_and_mode_and_does_something(name, table):
     for image in (picture(SIDES[table]), picture(SIDES[table] + 9, SIDES[table] + 2), picture(64).convert('L')):
         for severity in C.SEVERITIES:
-            corrupted = C.corrupt(image, name, severity, table)
+            corrupted = C.corrupt(image, name, severity, table, 0)
             assert (corrupted.size, corrupted.mode) == (image.size, image.mode)
         if name not in ('saturate', 'spatter') or image.mode == 'RGB':
             assert not np.array_equal(pixels(corrupted), pixels(image))
@@ -94,7 +94,7 @@ def test_images_and_seeds_differ_in_their_draws(name):
 def test_what_imagecorruptions_has_is_the_same(name, severity):
     image = picture(224)
     theirs = published(np.asarray(image), corruption_name=name, severity=severity).astype(float)
-    assert np.abs(pixels(C.corrupt(image, name, severity, 'imagenet-c')) - theirs).max() <= 1
+    assert np.abs(pixels(C.corrupt(image, name, severity, 'imagenet-c', 0)) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_colours_follow_the_standard_librarys_hsv(table, severity):
     image.putpixel((0, 1), (0, 0, 0))
     more = C.TABLES[table]['brightness'][severity - 1][0]
     factor, less_grey = C.TABLES[table]['saturate'][severity - 1]
-    brighter = pixels(C.corrupt(image, 'brightness', severity, table))
-    saturated = pixels(C.corrupt(image, 'saturate', severity, table))
+    brighter = pixels(C.corrupt(image, 'brightness', severity, table, 0))
+    saturated = pixels(C.corrupt(image, 'saturate', severity, table, 0))
     for at in [(0, 0), (1, 0), *np.random.default_rng(1).integers(0, 48, (100, 2)).tolist()]:
         h, s, v = colorsys.rgb_to_hsv(*(pixels(image)[tuple(at)] / 255))
         wanted = np.array(colorsys.hsv_to_rgb(h, s, min(v + more, 1))) * 255
@@ -152,11 +152,11 @@ def test_contrast_jpeg_and_pixelate_are_what_they_say():
     image = picture(32)
     x = pixels(image)
     mean = x.mean((0, 1))
-    assert np.abs(pixels(C.corrupt(image, 'contrast', 2, 'cifar-c')) - ((x - mean) * 0.5 + mean)).max() <= 1
+    assert np.abs(pixels(C.corrupt(image, 'contrast', 2, 'cifar-c', 0)) - ((x - mean) * 0.5 + mean)).max() <= 1
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=58)
-    assert np.array_equal(pixels(C.corrupt(image, 'jpeg_compression', 3, 'cifar-c')), pixels(Image.open(file)))
-    blocks = pixels(C.corrupt(picture(64), 'pixelate', 5, 'tiny-imagenet-c')).reshape(32, 2, 32, 2, 3)
+    assert np.array_equal(pixels(C.corrupt(image, 'jpeg_compression', 3, 'cifar-c', 0)), pixels(Image.open(file)))
+    blocks = pixels(C.corrupt(picture(64), 'pixelate', 5, 'tiny-imagenet-c', 0)).reshape(32, 2, 32, 2, 3)
     means = pixels(picture(64)).reshape(32, 2, 32, 2, 3).mean((1, 3), keepdims=True)
     assert np.abs(blocks - means).max() <= 1
 
@@ -165,7 +165,7 @@ def test_blurs_are_those_of_scipy():
     image = picture(64)
     x = pixels(image)
     wanted = scipy.ndimage.gaussian_filter(x, (1.25, 1.25, 0), mode='nearest')
-    assert np.abs(pixels(C.corrupt(image, 'gaussian_blur', 4, 'tiny-imagenet-c')) - wanted).max() <= 1
+    assert np.abs(pixels(C.corrupt(image, 'gaussian_blur', 4, 'tiny-imagenet-c', 0)) - wanted).max() <= 1
     zoomed = [x]
     for zoom in np.arange(1, 1.11, 0.01):
         side = int(np.ceil(64 / zoom))
@@ -174,7 +174,7 @@ def test_blurs_are_those_of_scipy():
         trim = (middle.shape[0] - 64) // 2
         zoomed.append(middle[trim : trim + 64, trim : trim + 64])
     wanted = np.mean(zoomed, 0)
-    assert np.abs(pixels(C.corrupt(image, 'zoom_blur', 2, 'tiny-imagenet-c')) - wanted).max() <= 1.01
+    assert np.abs(pixels(C.corrupt(image, 'zoom_blur', 2, 'tiny-imagenet-c', 0)) - wanted).max() <= 1.01
 
 
 def test_motion_blur_smears_a_point_along_one_line():
@@ -194,14 +194,14 @@ def test_motion_blur_smears_a_point_along_one_line():
 @pytest.mark.parametrize('name', ['brightness', 'frost', 'snow'])
 def test_weather_brightens_a_dark_picture(name):
     dark = grey(20, 224)
-    assert pixels(C.corrupt(dark, name, 3, 'imagenet-c')).mean() > 25
+    assert pixels(C.corrupt(dark, name, 3, 'imagenet-c', 0)).mean() > 25
 
 
 def test_images_larger_than_frost_and_fog_are_covered():
     large = Image.fromarray(np.zeros((1100, 1200, 3), np.uint8))
     frost = pixels(C.corrupt(large, 'frost', 5, 'imagenet-c', 1))
     assert (frost[-100:, -100:] > 0).mean() > 0.5
-    C.corrupt(large, 'fog', 5, 'imagenet-c')
+    C.corrupt(large, 'fog', 5, 'imagenet-c', 0)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +225,12 @@ def test_the_table_is_the_one_of_the_nearest_size(side, table):
 )
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        C.corrupt(picture(32), *arguments)
+        C.corrupt(picture(32), *arguments, 0)
 
 
 def test_images_and_numbers_out_of_range_are_named():
     with pytest.raises(ValueError, match='RGB or grey'):
-        C.corrupt(picture(32).convert('RGBA'), 'fog', 1, 'cifar-c')
+        C.corrupt(picture(32).convert('RGBA'), 'fog', 1, 'cifar-c', 0)
     with pytest.raises(ValueError, match='index and seed must be 0 or more, got -1 and 0'):
         C.corrupt(picture(32), 'fog', 1, 'cifar-c', -1)
 
@@ -238,3 +238,8 @@ def test_images_and_numbers_out_of_range_are_named():
 def test_images_too_small_for_any_table_say_so():
     with pytest.raises(ValueError, match='got 16: make the input larger'):
         C.check_size(16, 'cifar-c')
+
+
+def test_as_a_transform_it_needs_the_place_of_the_image():
+    with pytest.raises(TypeError, match='index'):
+        C.corrupt(picture(32), 'gaussian_noise', 1, 'cifar-c')

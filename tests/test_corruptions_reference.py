@@ -93,7 +93,7 @@ def test_a_corruption_without_chance_is_the_published_one_within_a_grey_level(
 ):
     image = picture(SIZES[table])
     theirs = pixels(script(SCRIPTS[table])[name](image, severity)).astype(int)
-    difference = np.abs(np.asarray(corrupt(image, name, severity, table)) - theirs)
+    difference = np.abs(np.asarray(corrupt(image, name, severity, table, 0)) - theirs)
     record_property('grey_levels', int(difference.max()))
     record_property('differing', float((difference > 0).mean()))
     assert difference.max() <= 1

@@ -1,7 +1,9 @@
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,7 +13,7 @@ from test_validate import checkpoint, flags  # noqa: F401
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.robustness.benchmark import TEMPERATURES
-from timm_molly.robustness.fit import fit_power
+from timm_molly.robustness.fit import _doubts_of_fit, fit_power
 
 
 def report(name, gamma, num_classes):
@@ -82,10 +84,63 @@ def test_fit_without_data_is_named(capsys):
 
 
 @pytest.mark.parametrize(
-    ('error', 'words'), [(0.0, 'hard labels are right'), (0.9, 'the net recognises next to nothing, is it trained?')]
+    ('error', 'words'),
+    [
+        (0.0, ['under noise the net still recognises everything: hard labels are right']),
+        (0.9, ['under noise the net recognises next to nothing: is it trained?']),
+        (0.3, ['under noise no power follows what the net recognises: the rms gap is 0.']),
+        (lambda t: np.sin(np.pi * t / 2), ["under noise the answer is below the paper's 1"]),
+    ],
 )
-def test_a_power_at_its_bound_says_what_that_means(error, words):
-    from timm_molly.robustness.fit import _said
+def test_a_power_that_is_no_answer_says_what_that_means(error, words):
+    gamma = error if callable(error) else lambda t: error / 0.9
+    doubts = _doubts_of_fit({'noise': fit_power('noise', report('noise', gamma, 10), 10)})
+    assert all(any(doubt.startswith(word) for doubt in doubts) for word in words)
 
-    found = fit_power('noise', report('noise', lambda t: error / 0.9, 10), 10)
-    assert words in _said(found)
+
+def test_a_power_that_answers_raises_no_doubt():
+    found = fit_power('blur', report('blur', lambda t: t**2.5, 10), 10)
+    assert not _doubts_of_fit({'blur': found})
+
+
+@pytest.mark.parametrize(
+    ('trained', 'doubts', 'answered'),
+    [
+        ({'aa': 'molly-k1000'}, [], True),
+        ({'aa': 'molly-k2+rand-m9'}, ['the net was trained with the labels of molly-k2, not with hard ones'], True),
+        ({'aa': 'rand-m9'}, ['the net was trained without molly'], False),
+        ({'aa': None, 'epochs': 1}, ['the net was trained without molly'], False),
+        ({}, ['nothing says whether the net was trained with molly'], True),
+    ],
+)
+def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(
+    checkpoint,  # noqa: F811
+    flags,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+    trained,
+    doubts,
+    answered,
+):
+    def follows(name, made, num_classes):
+        gamma = {'noise': lambda t: np.sin(np.pi * t / 2) ** 4, 'blur': lambda t: t**2}[name]
+        return fit_power(name, report(name, gamma, num_classes), num_classes)
+
+    monkeypatch.setattr('timm_molly.robustness.fit.fit_power', follows)
+    found = torch.load(checkpoint, weights_only=False)
+    torch.save({**found, 'args': Namespace(**trained)}, tmp_path / 'net.pth')
+    arguments = [str(tmp_path / 'net.pth') if word == str(checkpoint) else word for word in flags]
+    assert main(['fit', *arguments, '-o', str(tmp_path / 'out')]) == 0
+    text = capsys.readouterr().out
+    said = [line for line in text.splitlines() if line.startswith('But: ')]
+    assert len(said) == len(doubts)
+    assert all(line.startswith(f'But: {doubt}') for line, doubt in zip(said, doubts, strict=True))
+    assert ('\n--aa molly-' in text) == answered
+    assert (json.loads((tmp_path / 'out' / 'fit.json').read_text())['aa'] is not None) == answered
+    assert ('No --aa to copy' in text) != answered
+
+
+def test_training_images_are_suspected(flags, tmp_path, capsys):  # noqa: F811
+    assert main(['fit', *flags, '--split', 'train', '-o', str(tmp_path)]) == 0
+    assert 'But: these may be images that the net was trained on' in capsys.readouterr().out

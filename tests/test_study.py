@@ -535,7 +535,7 @@ def test_the_same_study_twice_at_once_is_refused(study, tmp_path, capsys):
         (['--against', 'plain/0'], '--against plain/0: the grid has no such row'),
         (['--data-dir', 'nowhere'], 'no such data folder: nowhere'),
         (['--data-dir', '.'], 'timm cannot open'),
-        (['--corrupted-dir', 'nowhere'], 'no such folder of corrupted images: nowhere'),
+        (['--corrupted-dir', 'nowhere'], 'no such folder: nowhere (--corrupted-dir)'),
         (['--train-script', 'nowhere.py'], 'no such train script: nowhere.py'),
     ],
 )

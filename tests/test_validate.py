@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from timm_molly.robustness import measure as measure_module
 from timm_molly.robustness import report as R
 from timm_molly.robustness import validate as V
 from timm_molly.robustness.benchmark import TEMPERATURES
-from timm_molly.robustness.model import Subject
 from timm_molly.weights import read_checkpoint
 
 BRIGHT = 1.3
@@ -263,7 +263,7 @@ def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
 def test_a_model_that_gives_nan_is_named_and_not_averaged(flags, tmp_path, monkeypatch, capsys):
     def broken(args):
         subject = V_load(args)
-        return Subject(Broken(subject.model), subject.data_config, subject.aa, subject.record)
+        return replace(subject, model=Broken(subject.model))
 
     V_load = V.load_model
     monkeypatch.setattr(V, 'load_model', broken)
@@ -358,7 +358,7 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
     [
         (['--data-dir', 'nowhere'], 'no such folder: nowhere'),
         (['--data-dir', 'x', '--dataset', 'torch/nonsense'], "timm cannot open 'torch/nonsense'"),
-        (['--checkpoint', 'nowhere.pth'], 'no such checkpoint: nowhere.pth'),
+        (['--checkpoint', 'nowhere.pth'], 'no such folder or checkpoint: nowhere.pth'),
         (['--model', 'resnet_18'], "timm cannot create 'resnet_18'"),
         (['--model', 'test_vit'], 'model_best.pth.tar does not fit test_vit'),
         (['--img-size', '32', '--table', 'imagenet-c'], 'imagenet-c needs images of 41 pixels or more, got 32'),
@@ -373,7 +373,7 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
         (['--seed', str(2**40)], '--seed must be below 2**31'),
         (['--mean', '.5', '.5'], '--mean needs 1 or 3 numbers, one a channel, got 2'),
         (['--crop-pct', '0'], '--crop-pct must be above 0, got 0.0'),
-        (['--input-size', '4', '32', '32'], 'images have 1 or 3 channels, got --input-size 4 32 32'),
+        (['--input-size', '4', '32', '32'], 'images have 1 or 3 channels, got 4 (--input-size)'),
         (['--model-kwargs', 'nonsense'], "--model-kwargs takes key=value, got 'nonsense'"),
         (['--split', 'test'], "has no split 'test', it has train, validation"),
         (['--mollification', '--table', 'cifar-c'], 'leave --table, --corruptions and --severities out'),

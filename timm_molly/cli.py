@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -59,13 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from timm_molly.demo import demo
 
             demo(args.data_dir, args.output, args.aa, args.img_size, args.epochs, args.seed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `timm-molly models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
+        return 141  # as a shell says of SIGPIPE
     except KeyboardInterrupt:
         if args.command not in ('validate', 'fit', 'study', 'push'):
             raise
         print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
         return 130
     except (ImportError, OSError, ValueError) as error:
-        hint = ': pip install "timm-molly[robustness]"' if isinstance(error, ModuleNotFoundError) else ''
+        extra = 'plot' if args.command == 'compare' else 'robustness'
+        hint = f': pip install "timm-molly[{extra}]"' if isinstance(error, ModuleNotFoundError) else ''
         print(f'timm-molly {args.command}: {error}{hint}', file=sys.stderr)
         return 2
     if args.command == 'run':  # outside the try: the script's errors are its own

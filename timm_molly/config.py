@@ -10,6 +10,8 @@ from numbers import Real
 import numpy as np
 
 ROLES = 'xnbe'
+# What timm's auto_augment strings start with.
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
 
     Raises:
         ValueError: molly is misspelt, given twice, or joined to a policy with anything but `+`, or there is more than
-            one policy beside it.
+            one policy beside it, or one that is none of timm's.
     """
     if 'molly' not in aa.lower():
         return None, aa
@@ -129,7 +131,10 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
             f"--aa takes molly once, joined with '+' to at most one other policy, such as "
             f"'rand-m9-mstd0.5-inc1+molly-b4', got {aa!r}"
         )
-    return MollyConfig.from_string(ours[0]), others[0] if others else None
+    config = MollyConfig.from_string(ours[0])
+    if others and others[0].partition('-')[0] not in POLICIES:
+        raise ValueError(f'timm has no policy {others[0]!r}, which {aa!r} names; it has {", ".join(POLICIES)}')
+    return config, others[0] if others else None
 
 
 def _split_section(section: str, string: str) -> tuple[str, str]:

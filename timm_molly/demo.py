@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import shutil
 import time
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from timm_molly.config import split_aa
 from timm_molly.functional import blur, noise
+from timm_molly.weights import some
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,9 +87,10 @@ def demo(data_dir: Path | None, output: Path, aa: str, img_size: int, epochs: in
     train_sets = {name: _open_split(root, ('train',)) for name in variants}
     train_set = train_sets['without molly']
     validation_set = _open_split(root, ('validation', 'val'))
-    different = set(train_set.reader.class_to_idx) ^ set(validation_set.reader.class_to_idx)
-    if different:
-        raise ValueError(f'the class folders for training and validation differ in {", ".join(sorted(different))}')
+    splits = {Path(each.reader.root).name: {*each.reader.class_to_idx} for each in (train_set, validation_set)}
+    for (split, found), (other, wanted) in itertools.permutations(splits.items()):
+        if wanted - found:
+            raise ValueError(f'{root}: {split}/ lacks the class {some(sorted(wanted - found))}, which {other}/ has')
     num_classes = len(train_set.reader.class_to_idx)
     try:
         loaders = {name: _loader(train_sets[name], img_size, variant, digits) for name, variant in variants.items()}

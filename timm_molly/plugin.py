@@ -116,6 +116,10 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
             _log(f'--aa {aa}: no mollification, because --no-aug switches all augmentation off.')
             return loader
 
+        if set(config.roles) == {'x'}:
+            _log(f'--aa {aa}: no mollification, because with the roles {config.roles} every image stays clean.')
+            return loader
+
         from timm_molly.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
         from timm_molly.mollify import Mollify
 

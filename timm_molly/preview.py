@@ -13,6 +13,7 @@ from torch import Tensor
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.files import replacing
 from timm_molly.functional import blur, blur_gamma, blur_scale, noise, noise_gamma
+from timm_molly.pictures import eight_bits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +189,7 @@ def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequ
     for path in paths:
         try:
             with Image.open(path) as image:
-                images.append(transform(image.convert('RGB')))
+                images.append(transform(eight_bits(image, 'RGB')))
         except FileNotFoundError:
             raise ValueError(f'no such image: {path}') from None
         except Exception as error:  # Pillow's readers raise all sorts on damaged files

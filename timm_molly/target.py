@@ -17,6 +17,13 @@ _LOSSES = (
     'for any other that takes soft labels, give it target.dense(num_classes)'
 )
 
+_LABELS = 'For accuracy, compare predictions with the class indices, target.labels'
+# Comparisons, and how code that counts right answers shapes its target for them.
+_FOR_ACCURACY = {
+    *('eq', 'ne', 'lt', 'le', 'gt', 'ge', 'equal', 'not_equal', 'isin', 'allclose', 'isclose'),
+    *('argmax', 'max', 'topk', 'sort', 'argsort', 'reshape', 'expand_as', 'view_as'),
+}
+
 
 class NoSoftMeaningError(TypeError, AttributeError):
     """An index target was used in a way that means nothing for a soft label.
@@ -25,7 +32,9 @@ class NoSoftMeaningError(TypeError, AttributeError):
     """
 
     def __init__(self, operation: str) -> None:
-        super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {_LOSSES}.')
+        name = operation.split()[-1].rpartition('.')[2].strip('_')
+        hint = _LABELS if name in _FOR_ACCURACY else _LOSSES
+        super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {hint}.')
 
 
 class CoupledTarget:

@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.hub.folder import ABOUT, CONFIG, MAX_BYTES, REPORT, WEIGHTS, read_folder
+from timm_molly.hub.folder import ABOUT, CONFIG, MAX_BYTES, REPORT, read_folder
 from timm_molly.hub.network import content_name, http_error, is_network_error, is_whole, persist
+from timm_molly.training import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Loaded:
     molly: MollyConfig | None
     report: dict[str, Any] | None
     label_names: Any
+
+    def __repr__(self) -> str:
+        name, size = type(self.model).__name__, ' x '.join(map(str, self.model.pretrained_cfg['input_size']))
+        measured = None if self.report is None else f'<report of {self.report["model"]["name"]}>'
+        return (
+            f'Loaded(model=<{name}, input {size}, {self.model.num_classes} classes>, transform=<Compose>, '
+            f'molly={self.molly}, report={measured}, label_names=<{len(self.label_names or ())} names>)'
+        )
 
 
 def load(repo_or_dir: str | Path, revision: str | None = None, token: str | None = None) -> Loaded:

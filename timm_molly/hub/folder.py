@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from timm_molly.plugin import add_models
+from timm_molly.training import ARGS, MAX_ARGS_BYTES, WEIGHTS
 from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, read_checkpoint
 
-WEIGHTS, CONFIG, CARD, ARGS, REPORT = 'model.safetensors', 'config.json', 'README.md', 'args.yaml', 'report.json'
+CONFIG, CARD, REPORT = 'config.json', 'README.md', 'report.json'
 FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
 ABOUT = 'timm_molly'  # the key of config.json under which the run is described
 
@@ -35,7 +36,7 @@ ABOUT_KEYS = {
     'dataset_id': str,
 }
 
-MAX_BYTES = {CONFIG: 2**23, REPORT: 2**24, ARGS: 2**20, CARD: 2**22}
+MAX_BYTES = {CONFIG: 2**23, REPORT: 2**24, ARGS: MAX_ARGS_BYTES, CARD: 2**22}
 MAX_SIDE, MAX_CLASSES, MAX_NUMBER = 2**13, 10**6, 10_000
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 CROP_MODES = ('center', 'squash', 'border')

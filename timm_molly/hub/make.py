@@ -16,19 +16,18 @@ from timm_molly.hub import card
 from timm_molly.hub.folder import (
     ABOUT,
     ABOUT_KEYS,
-    ARGS,
     CARD,
     CONFIG,
     EVALUATION,
     FIGURES,
     REPORT,
-    WEIGHTS,
     read_config,
     read_folder,
     read_report,
 )
-from timm_molly.hub.run import Run, read_hub_folder, read_settings
+from timm_molly.hub.run import Run, read_hub_folder
 from timm_molly.robustness.figures import NAMES
+from timm_molly.training import ARGS, WEIGHTS, read_settings
 from timm_molly.weights import create_model, one_line
 
 PICTURES = tuple(f'{FIGURES}/{name}.png' for name in NAMES)
@@ -124,7 +123,10 @@ def table(root: Path) -> str:
 
     folders = sorted(path.parent for path in root.glob(f'*/{CONFIG}'))
     if not folders:
-        raise ValueError(f'{root} has no models, which are folders with a {CONFIG}')
+        raise ValueError(
+            f'{root} has no models, which are folders with a {CONFIG} as timm-molly push --dry-run makes them: '
+            f"name a folder of such folders, hub_cards of timm-molly's repository, say"
+        )
     head = ['', 'network', 'classes', '--aa', 'clean: error %', 'NLL', 'ECE', 'corrupted: error %', 'NLL', 'ECE']
     rows = [head]
     for folder in folders:

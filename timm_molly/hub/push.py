@@ -16,10 +16,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from timm_molly import __version__
 from timm_molly.hub import make
 from timm_molly.hub.card import is_generated
-from timm_molly.hub.folder import ARGS, CARD, CONFIG, EVALUATION, REPORT, WEIGHTS
+from timm_molly.hub.folder import CARD, CONFIG, EVALUATION, REPORT
 from timm_molly.hub.network import content_name, is_whole, persist
-from timm_molly.hub.run import read_hub_folder, read_run, read_settings
+from timm_molly.hub.run import read_hub_folder, read_run
 from timm_molly.robustness import report
+from timm_molly.training import ARGS, WEIGHTS, read_settings
 
 
 def push(args: argparse.Namespace) -> None:

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from torch import Tensor
-
 from timm_molly.config import split_aa
-from timm_molly.hub.folder import ABOUT, ARGS, MAX_BYTES, WEIGHTS, check_arguments, read_folder
+from timm_molly.hub.folder import ABOUT, check_arguments, read_folder
 from timm_molly.plugin import add_models
+from timm_molly.training import (
+    ARGS,
+    DATA_KEYS,
+    count_classes,
+    find_checkpoint,
+    image_settings,
+    model_arguments,
+    plain,
+    read_settings,
+)
 from timm_molly.weights import (
     Checkpoint,
     check_finite,
@@ -25,8 +32,6 @@ from timm_molly.weights import (
     read_checkpoint,
 )
 
-CHECKPOINTS = ('model_best.pth.tar', WEIGHTS)
-DATA_KEYS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 # What args.yaml and the checkpoint's own arguments must agree on to be of one training.
 SAME = ('model', 'model_kwargs', 'in_chans', 'gp', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
@@ -65,12 +70,8 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     Raises:
         ValueError: A file is missing or malformed, files are not of one training, weights do not fit or are not finite.
     """
-    if not path.exists():
-        raise ValueError(f'no such folder or checkpoint: {path}')
-    folder = path if path.is_dir() else path.parent
-    source = next((p for p in (folder / n for n in CHECKPOINTS) if p.is_file()), None) if path.is_dir() else path
-    if source is None:
-        raise ValueError(f'{path} has no {" or ".join(CHECKPOINTS)}; is it the folder that train.py wrote?')
+    source = find_checkpoint(path)
+    folder = source.parent
     args = folder / ARGS if (folder / ARGS).is_file() else None
     written = read_settings(args) if args else {}
     checkpoint = read_checkpoint(source, use_ema)
@@ -85,7 +86,7 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
 
     add_models()  # also where autoload is off
     model_args = _model_args(name, settings)
-    classes = settings.get('num_classes') or checkpoint.settings.get('num_classes') or _count_classes(name, checkpoint)
+    classes = settings.get('num_classes') or checkpoint.settings.get('num_classes') or count_classes(name, checkpoint)
     model = create_model(name, {'num_classes': classes, **model_args, 'pretrained': False})
     load_weights(model, checkpoint.state, name, source)
     check_finite(model, source)
@@ -131,23 +132,6 @@ def read_hub_folder(folder: Path) -> tuple[Run, dict[str, Any] | None]:
     return run, found.report
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read an `args.yaml`.
-
-    Raises:
-        ValueError: It is no mapping in YAML.
-    """
-    if path.stat().st_size > MAX_BYTES[ARGS]:
-        raise ValueError(f'{path} is larger than any {ARGS}: {path.stat().st_size} bytes')
-    try:
-        settings = yaml.safe_load(path.read_bytes())
-    except Exception as error:  # PyYAML's constructors raise all sorts
-        raise ValueError(f'{path} is not YAML: {one_line(error)}') from None
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(f"{path} is not train.py's: it holds no settings by name")
-    return settings
-
-
 def _agree(
     written: dict[str, Any], args: Path | None, checkpoint: Checkpoint, source: Path, name: str | None
 ) -> Mapping[str, Any]:
@@ -155,22 +139,13 @@ def _agree(
     noted = checkpoint.settings
     if written and noted:
         for key in (*SAME, 'aa', 'num_classes'):
-            a, b = _plain(written.get(key)), _plain(noted.get(key))
+            a, b = plain(written.get(key)), plain(noted.get(key))
             if key in noted and a != b and not (key == 'num_classes' and a is None):  # train.py fills it in
                 raise ValueError(f'{args} is not of the training of {source.name}: {key} is {a!r} there, {b!r} here')
     settings = written or noted
     if name is not None and settings.get('model') not in (None, name):
         raise ValueError(f'{args or source} is of model {settings["model"]!r}, not of --model {name!r}')
     return settings
-
-
-def _plain(value: Any, depth: int = 9) -> Any:
-    """Make tuples lists, as YAML does, in values that are not nested without end."""
-    if depth == 0:
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(each, depth - 1) for key, each in value.items()}
-    return [_plain(each, depth - 1) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _model_args(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,44 +162,20 @@ def _model_args(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # the Hub's client raises all sorts
         raise ValueError(f'cannot read the config of {name}, from which training started: {one_line(error)}') from None
     check_arguments(inherited, f'{name}: model_args')
-    kwargs = _plain(settings.get('model_kwargs') or {})
-    check_arguments(kwargs, 'model_kwargs')
-    size = settings.get('input_size')
-    given = {
-        'in_chans': settings.get('in_chans') or (size[0] if isinstance(size, (list, tuple)) and size else 3),
-        'global_pool': settings.get('gp'),
-        'bn_momentum': settings.get('bn_momentum'),
-        'bn_eps': settings.get('bn_eps'),
-        **kwargs,
-    }
-    found = {**inherited, **{key: _plain(value) for key, value in given.items() if value is not None}}
+    check_arguments(plain(settings.get('model_kwargs') or {}), 'model_kwargs')
+    found = {**inherited, **model_arguments(settings)}
     return {key: value for key, value in found.items() if key != 'num_classes'}  # of the model that it started from
-
-
-def _count_classes(name: str, checkpoint: Checkpoint) -> int | None:
-    """Number of rows of the last layer, where timm says which layer that is."""
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(name, allow_unregistered=True)
-    classifier = getattr(cfg, 'classifier', None)
-    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier  # of several, as in DeiT
-    weight = checkpoint.state.get(f'{classifier}.weight')
-    return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
 
 
 def _data_config(
     model: Any, model_args: Mapping[str, Any], settings: Mapping[str, Any], args: Path | None
 ) -> dict[str, Any]:
-    """What train.py's validation did with its images."""
+    """What train.py's validation did with its images, or what timm says where there are no settings."""
     from timm.data import resolve_data_config
 
-    try:
-        found = resolve_data_config(dict(settings), model=model)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f'{args or "the checkpoint"} has no sound image settings: {one_line(error)}') from None
     if settings:
-        found['crop_mode'] = 'center'  # train.py hands on no other
-        found['input_size'] = (model_args['in_chans'], *found['input_size'][1:])
+        return image_settings(model, model_args['in_chans'], settings, args or 'the checkpoint')
+    found = resolve_data_config({}, model=model)
     return {key: found[key] for key in DATA_KEYS}
 
 

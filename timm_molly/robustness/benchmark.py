@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm_molly.config import MollyConfig
 from timm_molly.functional import blur, noise
+from timm_molly.pictures import eight_bits, is_16_bit
 from timm_molly.robustness import corruptions as C
 from timm_molly.weights import some
 
@@ -117,16 +118,25 @@ class Images:
         else:
             image, label = reader[index][:2]
             try:
-                image = Image.open(image)
-                image.load()
+                image = eight_bits(Image.open(image), self.img_mode)
             except Exception as error:  # Pillow's readers raise all sorts on damaged files
                 name = reader.filename(index, absolute=True)
                 raise ValueError(f'cannot read {name} as an image: {error}') from None
-        return image.convert(self.img_mode), -1 if label is None else int(label)
+        return eight_bits(image, self.img_mode), -1 if label is None else int(label)
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         for image, label in self.dataset:
-            yield image.convert(self.img_mode), int(label)
+            yield eight_bits(image, self.img_mode), int(label)
+
+    @property
+    def has_16_bits(self) -> bool:
+        """Whether the first image is a file of 16 bits of grey."""
+        reader = getattr(self.dataset, 'reader', None)
+        try:
+            with Image.open(reader[0][0]) as image:  # type: ignore[index]
+                return is_16_bit(image)
+        except Exception:  # no files, or a damaged one, which is named when its turn comes
+            return False
 
     @property
     def classes(self) -> list[str] | None:
@@ -157,7 +167,7 @@ class FolderImages:
         path = self.folder / self.names[index]
         try:
             with Image.open(path) as image:
-                return image.convert(self.img_mode), int(self.labels[index])
+                return eight_bits(image, self.img_mode), int(self.labels[index])
         except Exception as error:  # Pillow's readers raise all sorts on damaged files
             raise ValueError(f'cannot read {path} as an image: {error}') from None
 

@@ -157,9 +157,7 @@ TABLES: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {
 }
 
 
-def corrupt(
-    image: Image.Image, corruption: str, severity: int, table: str, index: int = 0, seed: int = 0
-) -> Image.Image:
+def corrupt(image: Image.Image, corruption: str, severity: int, table: str, index: int, seed: int = 0) -> Image.Image:
     """Corrupt one image as the published generators do.
 
     The official ImageNet-C and Tiny-ImageNet-C files were stored as JPEG of quality 85 afterwards; this is not.
@@ -170,7 +168,7 @@ def corrupt(
         severity: 1 to 5.
         table: 'imagenet-c', 'tiny-imagenet-c' or 'cifar-c'.
         index: Place of the image in its data set, 0 or more. With `seed`, 0 or more, the corruption and the severity it
-            decides every random draw.
+            decides every random draw: images with the same index get the same noise.
         seed: See `index`.
 
     Returns:
@@ -226,7 +224,7 @@ def check_size(side: int, table: str) -> None:
 
 def warm_up() -> None:
     """Compile what glass blur needs, so that worker processes find it compiled."""
-    corrupt(Image.new('RGB', (32, 32)), 'glass_blur', 1, 'cifar-c')
+    corrupt(Image.new('RGB', (32, 32)), 'glass_blur', 1, 'cifar-c', 0)
 
 
 def gaussian_noise(x: Pixels, rng: Generator, std: float) -> Pixels:

@@ -7,33 +7,38 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from timm_molly.config import split_aa
+from timm_molly.config import MollyConfig, split_aa
 from timm_molly.files import write_text
 from timm_molly.functional import blur_gamma, noise_gamma
 from timm_molly.robustness import figures, report
-from timm_molly.robustness.measure import check_numbers, data_record, default_output, measure, open_images
-from timm_molly.robustness.model import load_model
+from timm_molly.robustness.measure import check_flags, data_record, default_output, folder_name, measure, open_images
+from timm_molly.robustness.model import Subject, load_model
 from timm_molly.robustness.validate import mollification
 
 POWERS = (0.05, 1000.0)
+HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
+LARGE_GAP = 0.05  # rms, in units of confidence
 SCHEDULES = {'noise': noise_gamma, 'blur': blur_gamma}
 
 
-def fit(args: argparse.Namespace) -> str:
+def fit(args: argparse.Namespace) -> str | None:
     """Measure a model on mollified held-out images, fit the powers, print and draw them, and return the aa string.
+
+    There is none where the figures give no answer: for a net that was trained without molly, or powers at their bounds.
 
     Raises:
         ValueError: What the user has to change.
     """
     if args.data_dir is None and not args.dataset:
         raise ValueError('no data: give --data-dir or --dataset, with images that the model was not trained on')
-    check_numbers(args)
+    check_flags(args)
     subject = load_model(args)
     images = open_images(args, subject)
     cells, what = mollification(images, subject, args.aa, args.seed)
@@ -44,12 +49,17 @@ def fit(args: argparse.Namespace) -> str:
     if made['not_finite']:
         raise ValueError(f'the model gave logits that are not finite in {", ".join(made["not_finite"])}')
     fitted = {name: fit_power(name, made, subject.num_classes) for name in made['cells']}
+    trained = args.aa or subject.aa
     # The rest of the recipe stays: the roles, the law of t, and the policy that molly is stacked with.
-    strings = [aa for aa in (args.aa, subject.aa) if aa and split_aa(aa)[0]]
-    config, rest = split_aa(strings[0] if strings else 'molly')
-    assert config is not None
-    best = dataclasses.replace(config, **{f'{name}_power': found['power'] for name, found in fitted.items()})
-    aa = f'{best}+{rest}' if rest else str(best)
+    config, rest = split_aa(trained) if trained else (None, None)
+    best = dataclasses.replace(
+        config or MollyConfig(), **{f'{name}_power': found['power'] for name, found in fitted.items()}
+    )
+    known_plain = config is None and bool(trained or subject.settings)
+    inside = [1.1 * POWERS[0] <= found['power'] <= 0.9 * POWERS[1] for found in fitted.values()]
+    answered = not known_plain and all(inside)
+    aa = (f'{best}+{rest}' if rest else str(best)) if answered else None
+    doubts = [*_doubts_of_training(config, known_plain), *_doubts_of_images(args, subject), *_doubts_of_fit(fitted)]
     report.write(made, output)
     kept = ('power', 'rms', 'largest', 'paper_rms')
     powers = {name: {key: found[key] for key in kept} for name, found in fitted.items()}
@@ -58,7 +68,9 @@ def fit(args: argparse.Namespace) -> str:
     print(f'\n{report.text(made)}\n')
     for name, found in fitted.items():
         print(f'{name}: {_said(found)}')
-    print(f'\n--aa {aa}\n\nwrote {output}/fit.json, fit.png, report.json, .csv, .md and confidence.png')
+    print(''.join(f'\nBut: {doubt}.' for doubt in doubts))
+    print(f'\n--aa {aa}' if aa else '\nNo --aa to copy: these figures do not answer what labels your data should have.')
+    print(f'\nwrote {output}/fit.json, fit.png, report.json, .csv, .md and confidence.png')
     return aa
 
 
@@ -105,12 +117,48 @@ def fit_power(name: str, made: Mapping[str, Any], num_classes: int) -> dict[str,
 
 
 def _said(found: Mapping[str, Any]) -> str:
-    text = (
+    return (
         f'k = {found["power"]:g}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f} '
         f'(k = 1: rms {found["paper_rms"]:.3f})'
     )
-    if found['power'] > 0.9 * POWERS[1]:
-        return f'{text}; the net still recognises everything, hard labels are right'
-    if found['power'] < 1.1 * POWERS[0]:
-        return f'{text}; the net recognises next to nothing, is it trained?'
-    return text
+
+
+def _doubts_of_training(config: MollyConfig | None, known_plain: bool) -> list[str]:
+    """What of the training the answer rests on, and is not so."""
+    advice = 'train it with --aa molly-k1000 and fit again'
+    if known_plain:
+        return [f'the net was trained without molly, so it shows what noise does to a net that never saw any; {advice}']
+    if config is None:
+        return [f'nothing says whether the net was trained with molly (--aa says it); if it was not, {advice}']
+    powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
+    if min(powers) < HARD:
+        return [f'the net was trained with the labels of {config}, not with hard ones; {advice}']
+    return []
+
+
+def _doubts_of_images(args: argparse.Namespace, subject: Subject) -> list[str]:
+    """Whether these may be images that the net was trained on, of which it recognises more than of others."""
+    settings = subject.settings
+    split = settings.get('train_split') or 'train'
+    where = settings.get('data_dir') or settings.get('data')
+    same = isinstance(where, str) and args.data_dir and Path(where).resolve() == Path(args.data_dir).resolve()
+    named = {args.split.lower(), folder_name(args.data_dir).lower() if args.data_dir else ''}
+    if named & {'train', 'training'} or (same and args.split == split):
+        return ['these may be images that the net was trained on, of which it recognises more than of others']
+    return []
+
+
+def _doubts_of_fit(fitted: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is odd about the powers themselves."""
+    doubts = []
+    for name, found in fitted.items():
+        power = found['power']
+        if power > 0.9 * POWERS[1]:
+            doubts.append(f'under {name} the net still recognises everything: hard labels are right')
+        elif power < 1.1 * POWERS[0]:
+            doubts.append(f'under {name} the net recognises next to nothing: is it trained?')
+        elif power < 1:
+            doubts.append(f"under {name} the answer is below the paper's 1: labels even less sure than the paper's")
+        if found['rms'] > LARGE_GAP:
+            doubts.append(f'under {name} no power follows what the net recognises: the rms gap is {found["rms"]:.3f}')
+    return doubts

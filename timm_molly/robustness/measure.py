@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,19 @@ from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell, Loader
 from timm_molly.robustness.metrics import METRICS, CellMetrics
 from timm_molly.robustness.model import Subject
+from timm_molly.training import WEIGHTS
 from timm_molly.weights import one_line, some
 
 Results = dict[tuple[str, float], dict[str, Any]]
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raise ValueError for numbers that nothing could be measured with."""
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise ValueError for numbers and a folder that nothing could be measured with, before a model is asked for."""
     for flag, value, low in (('-b', args.batch_size, 1), ('-j', args.workers, 0), ('--seed', args.seed, 0)):
         if value < low:
             raise ValueError(f'{flag} must be {low} or more, got {value}')
+    if args.data_dir and not args.dataset and not Path(args.data_dir).is_dir():
+        raise ValueError(f'no such folder: {args.data_dir} (--data-dir)')
     if args.seed >= 2**31:
         raise ValueError(f'--seed must be below 2**31, got {args.seed}')
 
@@ -55,21 +58,59 @@ def open_images(args: argparse.Namespace, subject: Subject) -> benchmark.Images:
         num_samples=args.num_samples,
         is_training=False,
     )
-    check_classes(images.classes, subject, args.data_dir, bool(args.class_map))
+    if images.has_16_bits:
+        print(
+            "note: 16-bit grey images are scaled to 8 bits here. timm's own training cuts them off at 255, which "
+            'leaves next to nothing but white: save them with 8 bits before you train',
+            file=sys.stderr,
+        )
+    if args.dataset or args.class_map:
+        check_classes(images.classes, subject, args.data_dir, bool(args.class_map))
+    else:
+        check_classes(images.classes, subject, f'split {args.split!r} of {args.data_dir}', False, _others(args))
     return images
 
 
-def check_classes(classes: Sequence[str] | None, subject: Subject, where: object, mapped: bool) -> None:
-    """Raise ValueError where class folders are not the model's, which would give wrong figures."""
+def _others(args: argparse.Namespace) -> dict[str, set[str]]:
+    """Class folders of the splits of an image folder, by split."""
+    splits = {split: Path(args.data_dir, split) for split in benchmark.SPLITS}
+    return {
+        split: {each.name for each in folder.iterdir() if each.is_dir() and any(each.iterdir())}
+        for split, folder in splits.items()
+        if folder.is_dir()
+    }
+
+
+def check_classes(
+    classes: Sequence[str] | None,
+    subject: Subject,
+    where: object,
+    mapped: bool,
+    splits: Mapping[str, set[str]] | None = None,
+) -> None:
+    """Raise ValueError where class folders are not the model's, which would give wrong figures.
+
+    Args:
+        classes: The class folders; None where there are none.
+        subject: The model.
+        where: What the folders are in.
+        mapped: Whether a class map says which classes they are.
+        splits: Class folders of all splits of the data, among which one that is missing may be found.
+    """
     if classes is None:
         return
     name, known = subject.record['name'], subject.num_classes
+    labels = (getattr(subject.model, 'pretrained_cfg', None) or {}).get('label_names')
     if (len(classes) > known) if mapped else (len(classes) != known):
+        lacking = {f'{split} has': found - {*classes} for split, found in (splits or {}).items()}
+        if isinstance(labels, (list, tuple)) and {*labels} & {*classes}:
+            lacking['the model names'] = {*labels} - {*classes}
+        lacks = [f'it lacks {some(sorted(names))}, which {who}' for who, names in lacking.items() if names]
         raise ValueError(
             f'{where} has {len(classes)} class folders, but {name} has {known} classes'
+            + ''.join(f'; {each}' for each in lacks[:1])
             + ('' if mapped else ' (--num-classes, or --class-map for a part of the classes)')
         )
-    labels = (getattr(subject.model, 'pretrained_cfg', None) or {}).get('label_names')
     if not labels or mapped or list(labels) == list(classes):
         return
     if set(labels) & set(classes):
@@ -177,7 +218,12 @@ def _measure(
 
 def default_output(args: argparse.Namespace, command: str) -> Path:
     """Name the folder of a run after its checkpoint or model."""
-    name: str = args.checkpoint.resolve().parent.name if args.checkpoint else args.model
+    name: str = args.model
+    if args.checkpoint is not None:
+        path = args.checkpoint.resolve()
+        # train.py's checkpoints have the same names in every training's folder.
+        ours = path.name.endswith('.pth.tar') or path.name == WEIGHTS
+        name = path.name if path.is_dir() else path.parent.name if ours else path.stem
     return Path('output') / command / name.replace('/', '_').replace(':', '_')
 
 

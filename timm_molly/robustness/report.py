@@ -235,10 +235,10 @@ def compare_files(paths: Sequence[Path], output: Path) -> None:
     names = [label(report['model']) for report in reports]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    table = compare_table(reports, names)
+    table, picture = compare_table(reports, names), figures.comparison(reports, names)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / 'compare.md', compare_table(reports, names, markdown=True) + '\n\n![comparison](compare.png)\n')
-    figures.save(figures.comparison(reports, names), output / 'compare.png')
+    figures.save(picture, output / 'compare.png')
     print(f'{table}\n\nwrote {output}/compare.md and compare.png')
 
 

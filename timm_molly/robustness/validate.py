@@ -14,7 +14,7 @@ from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell
 from timm_molly.robustness.measure import (
     check_classes,
-    check_numbers,
+    check_flags,
     data_record,
     default_output,
     folder_name,
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     Raises:
         ValueError: What the user has to change, before the model runs where it can be known.
     """
-    names, severities = check_flags(args)
+    names, severities = chosen_cells(args)
     subject = load_model(args)
     images = open_images(args, subject) if args.data_dir or args.dataset else None
     if args.mollification:
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     return made
 
 
-def check_flags(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def chosen_cells(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Check flags before anything is loaded; return the corruptions and severities that they choose.
 
     Raises:
         ValueError: One is out of its range, or does not go with another.
     """
-    check_numbers(args)
+    check_flags(args)
     names = _chosen(args.corruptions)
     _check_combination(args)
     return names, tuple(sorted(set(args.severities)))
@@ -144,6 +144,8 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError('no data: give --data-dir, or --corrupted-dir with an official set')
     if args.data_dir and any((Path(args.data_dir) / name).is_dir() for name in C.COMMON):
         raise ValueError(f'{args.data_dir} is a set of corrupted images: give it as --corrupted-dir')
+    if args.corrupted_dir is not None and not args.corrupted_dir.is_dir():
+        raise ValueError(f'no such folder: {args.corrupted_dir} (--corrupted-dir)')
     if args.corrupted_dir is not None and (args.table or args.mollification):
         raise ValueError('--corrupted-dir has corruptions of its own; leave --table and --mollification out')
     if args.mollification and (args.table or args.corruptions != ['common'] or set(args.severities) != {1, 2, 3, 4, 5}):
