@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-all matrix lint bench clean
 
 setup: $(VENV)/.done
 
@@ -21,7 +21,14 @@ demo: setup
 	$(BIN)/timm-molly demo $(ARGS)
 
 test: setup
+	$(BIN)/python -m pytest -n auto -m 'not train and not hub_faults and not slow' $(ARGS)
+
+test-all: setup
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# One environment: make matrix ARGS='-s oldest'
+matrix: setup
+	$(BIN)/nox $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,4 +45,4 @@ $(VENV)/.bench: $(VENV)/.done
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .nox build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,9 +1,13 @@
 """`make matrix`: the whole test suite in environments that are built from nothing, from the oldest stack to the newest.
 
-One of them: make matrix ARGS='-s oldest'. A Python that is not on this machine is skipped, and nox says so.
+One of them: make matrix ARGS='-s oldest'. A Python that is not on this machine is skipped, and nox says so. Where
+TIMM_CHECKOUT names a checkout of timm's repository with its tags, trainings run under the train.py of the timm that is
+installed, where it has a tag, and not under our stand-in, which is for the newest timm.
 """
 
+import os
 import re
+from pathlib import Path
 
 import nox
 
@@ -22,7 +26,24 @@ def _test(session: nox.Session, *pins: str) -> None:
         'python', '-m', 'compileall', '-q', '-j', '0', session.virtualenv.location, success_codes=[0, 1], silent=True
     )
     session.run('python', '-m', 'pip', 'check')
-    session.run('python', '-m', 'pytest', '-n', 'auto', '-rs', *session.posargs)
+    session.run('python', '-m', 'pytest', '-n', 'auto', '-rs', *session.posargs, env=_train_script(session))
+
+
+def _train_script(session: nox.Session) -> dict[str, str]:
+    """Write the scripts of timm's tag for the tests, and return the variable that names them."""
+    checkout = os.environ.get('TIMM_CHECKOUT')
+    version = session.run('python', '-c', 'from timm.version import __version__ as v; print(v)', silent=True)
+    if not checkout or not version:
+        return {}
+    git = ('git', '-C', checkout)
+    tag = f'v{version.strip()}'
+    if not session.run(*git, 'tag', '--list', tag, external=True, silent=True):
+        session.warn(f'{checkout} has no tag {tag}')
+        return {}
+    for name in ('train.py', 'validate.py'):
+        script = session.run(*git, 'show', f'{tag}:{name}', external=True, silent=True, log=False)
+        Path(session.create_tmp(), name).write_text(script)
+    return {'TIMM_TRAIN_SCRIPT': str(Path(session.create_tmp(), 'train.py'))}
 
 
 @nox.session(python='3.10')

@@ -1,4 +1,7 @@
+import importlib.metadata
+import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -6,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tiny_images
 
@@ -25,8 +29,29 @@ os.environ |= {
 }
 for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_CACHE', 'HF_HUB_OFFLINE'):
     os.environ.pop(name, None)
+LIMIT = 3600  # seconds, after which a process hangs, however slow the machine is
+# A slow machine is no failure.
+hypothesis.settings.register_profile('suite', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile('suite')
 if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+def pytest_report_header() -> str:
+    """Say what the suite runs on."""
+    needed = [re.match(r'[\w-]+', each)[0] for each in importlib.metadata.requires('timm-molly') or ()]
+    found = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
+    return 'with ' + ', '.join(f'{name} {found[name]}' for name in dict.fromkeys(needed) if name in found)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip trainings where there is no script for the timm that is installed."""
+    if os.environ.get('TIMM_TRAIN_SCRIPT') or importlib.util.find_spec('timm.task'):
+        return
+    reason = "the stand-in for train.py is for a newer timm: set TIMM_TRAIN_SCRIPT to the train.py of this one's tag"
+    for item in items:
+        if item.get_closest_marker('train'):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope='session')
@@ -68,7 +93,7 @@ def python():
             [sys.executable, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT,
             env={**os.environ, **threads, **(env or {})},
             **options,
         )

@@ -11,6 +11,8 @@ import timm_molly
 
 ASK = 'import torch\nimport timm.data\nprint("went on", hasattr(timm.data.create_loader, "_timm_molly"))\n'
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def broken(tmp_path, python):

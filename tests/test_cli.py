@@ -18,6 +18,7 @@ def script(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'start',
     [
@@ -39,6 +40,7 @@ def test_a_script_that_is_not_there(capsys):
     assert capsys.readouterr().err == 'timm-molly run: no such train script: no/train.py\n'
 
 
+@pytest.mark.slow
 def test_an_error_in_the_script_is_the_scripts_own(python, tmp_path):
     script = tmp_path / 'train.py'
     script.write_text('raise ValueError("mine")')

@@ -97,6 +97,7 @@ def test_what_imagecorruptions_has_is_the_same(name, severity):
     assert np.abs(pixels(C.corrupt(image, name, severity, 'imagenet-c', 0)) - theirs).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name', ['gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise', 'glass_blur', 'fog']
 )

@@ -12,6 +12,7 @@ from timm_molly import demo as demo_module
 from timm_molly.cli import main
 
 
+@pytest.mark.slow
 def test_it_trains_twice_and_compares(image_folder, tmp_path, capsys, monkeypatch):
     trained = []
     train = demo_module.train

@@ -199,6 +199,7 @@ def test_the_noise_can_be_overwritten():
     assert torch.equal(noise(x, t, x, out=x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('shape', 't'),
     [
@@ -215,6 +216,7 @@ def test_huge_and_tiny_images_and_temperatures(shape, t):
     assert np.abs(noise(x, temperatures, eps).numpy() - expected).max() < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Torchinductor does not support code generation for complex operators')
 def test_the_functional_part_compiles_whole():
     def step(x, t, eps, y):

@@ -18,6 +18,7 @@ from timm_molly import MollyConfig
 from timm_molly.cli import main
 from timm_molly.hub.card import is_generated
 
+pytestmark = pytest.mark.train
 HERE = Path(__file__).parent
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGES = '--mean 0.4 0.5 0.6 --std 0.2 0.3 0.25 --crop-pct 0.8 --interpolation bilinear'

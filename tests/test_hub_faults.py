@@ -46,6 +46,8 @@ CASES = [(kind, 1) for kind in KINDS] + [
 ]
 WRITER = 'hf_writer'
 
+pytestmark = pytest.mark.hub_faults
+
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):

@@ -189,6 +189,7 @@ def test_feature_maps(name):
     assert len(timm.create_model(name, features_only=True, out_indices=(1, 3))(images(32))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', KINDS)
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*:FutureWarning', 'ignore:The TorchScript type system:UserWarning')
 def test_scripted_it_does_the_same(name):
@@ -199,6 +200,7 @@ def test_scripted_it_does_the_same(name):
         torch.testing.assert_close(torch.jit.script(traced)(images()), model(images()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', KINDS)
 def test_compiled_it_is_one_graph_and_does_the_same(name):
     model = lively(timm.create_model(name))
@@ -286,6 +288,7 @@ def test_stochastic_depth_leaves_out_blocks(name):
         assert torch.equal(model.eval()(images()), model(images()))
 
 
+@pytest.mark.slow
 def test_create_model_knows_the_names_from_importing_timm_on(python):
     code = (
         'import timm, timm_molly; timm_molly.unregister(); print(timm.create_model("allconvnet.cifar100").num_classes)'
@@ -294,6 +297,7 @@ def test_create_model_knows_the_names_from_importing_timm_on(python):
     assert (done.stdout, done.stderr) == ('100\n', '')
 
 
+@pytest.mark.slow
 def test_where_autoload_is_off_timm_does_not_know_the_names_but_our_own_commands_do(python):
     code = (
         'import timm\n'

@@ -321,6 +321,7 @@ MIXED_PRECISION = ('cifar10', 'cifar10_mixup', 'imagenet_resnet50_a3', 'imagenet
 OPTIMIZERS = {'momentum': 'SGD', 'sgd': 'SGD', 'lamb': 'Lamb', 'adamw': 'AdamW'}
 
 
+@pytest.mark.train
 @pytest.mark.skipif(bool(SCRIPT), reason='the test below trains with the real script')
 @pytest.mark.parametrize('name', RECIPES)
 def test_it_builds_and_trains_two_steps(name, scaled_down, cifar, monkeypatch, caplog):
@@ -366,6 +367,7 @@ def test_it_builds_and_trains_two_steps(name, scaled_down, cifar, monkeypatch, c
         assert model.eval()(input).shape == (4, model.num_classes)
 
 
+@pytest.mark.train
 @needs_script
 @pytest.mark.parametrize('name', RECIPES)
 def test_it_starts_under_timms_own_script(name, scaled_down, cifar, tmp_path, python):

@@ -273,6 +273,7 @@ def alive(pid):
     return state != 'Z'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks processes up in /proc')
 @pytest.mark.usefixtures('quick')
 def test_a_study_that_is_killed_at_any_time_goes_on_and_ends_the_same(tmp_path):
@@ -669,6 +670,7 @@ def test_differences_over_fewer_seeds_say_so():
 # From end to end
 
 
+@pytest.mark.train
 def test_the_papers_grid_for_two_steps_and_the_same_again(tmp_path, image_folder, monkeypatch, capsys):
     grid = {
         'base': str(STUDIES / 'cifar10_paper.yaml'),

@@ -18,6 +18,7 @@ import warm
 from timm.models._hub import save_for_hf
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.train
 STAND_IN = HERE / 'train_script.py'
 SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or STAND_IN).resolve()
 
@@ -58,7 +59,7 @@ def usage() -> str:
     if SCRIPT == STAND_IN:
         done = warm.run_script(SCRIPT, '--help')
     else:
-        done = subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,7 +19,6 @@ from timm.data import (
     Mixup,
     create_dataset,
     create_loader,
-    create_naflex_loader,
     resolve_data_config,
 )
 from timm.layers import convert_splitbn_model
@@ -27,9 +26,14 @@ from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEn
 from timm.models import create_model
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, LogitDistillationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from torch import nn
 from train_flags import config_parser, parser
+
+try:  # what older timms lack, so that they can only be asked for its flags
+    from timm.data import create_naflex_loader
+    from timm.task import ClassificationTask, LogitDistillationTask, load_task_ema_checkpoint, resume_task_checkpoint
+except ImportError:
+    pass
 
 _logger = logging.getLogger('train')
 

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['torch', 'torchvision', 'timm', 'timm.data', 'timm.task', 'timm_molly.mollify'])
+_context.set_forkserver_preload(['torch', 'torchvision', 'timm', 'timm.data', 'timm_molly.mollify'])
 
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess:
@@ -21,10 +21,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess:
         streams = [Path(folder, name) for name in ('stdout', 'stderr')]
         process = _context.Process(target=_script, args=(words, streams))
         process.start()
-        process.join(300)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join()
         return subprocess.CompletedProcess(words, process.exitcode, *(stream.read_text() for stream in streams))
 
 

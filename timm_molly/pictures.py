@@ -9,7 +9,8 @@ from PIL import Image
 def eight_bits(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image to a mode of 8 bits a channel; 16 bits are scaled, 65535 to 255.
 
-    Pillow, and with it timm's own training, cuts 16-bit grey values off at 255 instead, which leaves next to nothing but white.
+    Pillow, and with it timm's own training, cuts 16-bit grey values off at 255 instead, which leaves hardly anything
+    but white.
 
     Args:
         image: Of any mode. 32-bit grey is what some Pillows make of a 16-bit PNG, so its values must be such.
