@@ -62,7 +62,7 @@ def create_model(name: str, arguments: Mapping[str, Any], trust: bool = False) -
 
 
 def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Checkpoint:
-    """Read a checkpoint of train.py, or weights by name in a .pth or .safetensors file.
+    """Read a checkpoint of train.py, or weights by name in a .pth or .safetensors file, alone or beside other things.
 
     The second norms of `--split-bn` are left out: they serve training alone.
 
@@ -101,7 +101,9 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
     if use_ema and averaged is None:
         raise ValueError(f'{path} has no EMA weights; leave --use-ema out')
     state = find('state_dict', 'model') if averaged is None else averaged
-    state = checkpoint if state is None else state
+    if state is None:  # under another name, if there is one set of weights and no other
+        inner = [value for value in checkpoint.values() if isinstance(value, dict) and _all_tensors(value)]
+        state = inner[0] if len(inner) == 1 else checkpoint
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f'{path} holds no weights by name')
     args, epoch, metric = (checkpoint.get(key) for key in ('args', 'epoch', 'metric'))
@@ -204,6 +206,10 @@ def one_line(error: object) -> str:
     """Shorten an error of another library, or what it says, to what fits into a line."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) < 400 else f'{text[:400]} ...'
+
+
+def _all_tensors(values: Mapping[Any, Any]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values.values())
 
 
 def _kind(tensor: Tensor) -> str:

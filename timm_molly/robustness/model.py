@@ -134,7 +134,7 @@ def load_model(args: argparse.Namespace) -> Subject:
         data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
         if source is not None:
             _say_guessed(given, name, data_config, source)
-    _try(model, name, data_config['input_size'], device)
+    num_classes = _try(model, name, data_config['input_size'], device)
     aa = settings.get('aa')
     record = {
         'name': name,
@@ -142,7 +142,7 @@ def load_model(args: argparse.Namespace) -> Subject:
         'ema': args.use_ema,
         'aa': aa if isinstance(aa, str) else None,
         'parameters': sum(p.numel() for p in model.parameters()),
-        'num_classes': model.num_classes,
+        'num_classes': num_classes,
         'sha256': fingerprint(model),
         'input_size': list(data_config['input_size']),
         'mean': list(data_config['mean']),
@@ -183,7 +183,7 @@ def _load(model: nn.Module, checkpoint: Checkpoint, name: str, source: object) -
         load_weights(model, checkpoint.state, name, source)
     except ValueError as error:
         classes = count_classes(name, checkpoint)
-        if classes in (None, model.num_classes):
+        if classes in (None, getattr(model, 'num_classes', None)):
             raise
         raise ValueError(f'{error}. Its last layer has {classes} classes: add --num-classes {classes}') from None
 
@@ -223,8 +223,8 @@ def _say_guessed(given: Mapping[str, Any], name: str, data_config: Mapping[str, 
 
 
 @torch.inference_mode()
-def _try(model: nn.Module, name: str, input_size: tuple[int, ...], device: torch.device) -> None:
-    """Raise ValueError where a model cannot take images of a size, before anything is measured or written."""
+def _try(model: nn.Module, name: str, input_size: tuple[int, ...], device: torch.device) -> int:
+    """Count the logits; ValueError where a model gives none for images of a size, before anything is written."""
     size = ' x '.join(map(str, input_size))
     try:
         logits = model(torch.zeros(1, *input_size, device=device))
@@ -232,8 +232,12 @@ def _try(model: nn.Module, name: str, input_size: tuple[int, ...], device: torch
         raise ValueError(
             f'{name} cannot take images of {size}: {one_line(error)} (--img-size, --model-kwargs img_size=...)'
         ) from None
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, model.num_classes) or not model.num_classes:
-        raise ValueError(f'{name} gives no logits (B, K) of {model.num_classes} classes, so it is no classifier')
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    classes = getattr(model, 'num_classes', None)  # which only timm's own models are sure to have
+    if not isinstance(found, tuple) or len(found) != 2 or not found[1] or classes not in (None, found[1]):
+        said = '' if classes is None else f' of {classes} classes'
+        raise ValueError(f'{name} gives no logits (B, K){said} but {found}, so it is no classifier')
+    return int(found[1])
 
 
 def _model_kwargs(pairs: list[str]) -> dict[str, Any]:
