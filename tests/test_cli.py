@@ -1,4 +1,6 @@
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,36 @@ def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, mo
     with pytest.raises(SystemExit, match='5'):
         main(['run', str(script), 'a'])
     assert "['a'] True helper" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_who_stops_reading_gets_no_error(tmp_path):
+    """As `timm-molly models | head -1`."""
+    command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']
+    command += ['models', str(Path(__file__).parents[1] / 'hub_cards')]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()  # before anything is written
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert error == b''
+
+
+def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['models']) == 2
+    assert 'hub_cards has no models, which are folders with a config.json' in capsys.readouterr().err
+
+
+def test_compare_needs_the_extra_plot_alone(monkeypatch, tmp_path, capsys):
+    cards = Path(__file__).parents[1] / 'hub_cards'
+    for name in ('scipy', 'torchmetrics', 'cv2', 'imagecorruptions', 'sklearn'):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.startswith('timm_molly.robustness')]:
+        monkeypatch.delitem(sys.modules, name)
+    words = ['compare', str(cards / 'test_resnet.fashion_mnist'), str(cards / 'test_resnet.molly_fashion_mnist')]
+    assert main([*words, '-o', str(tmp_path / 'out')]) == 0
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    assert main([*words, '-o', str(tmp_path / 'none')]) == 2
+    assert 'pip install "timm-molly[plot]"' in capsys.readouterr().err
+    assert not (tmp_path / 'none').exists()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_molly.config import MollyConfig, split_aa
+from timm_molly.config import POLICIES, MollyConfig, split_aa
 
 positive = st.floats(1e-300, 1e300, exclude_min=True) | st.integers(1, 10**6)
 configs = st.builds(
@@ -151,3 +151,23 @@ def test_molly_is_taken_once_beside_one_policy(aa):
     with pytest.raises(ValueError, match='--aa takes molly once') as error:
         split_aa(aa)
     assert repr(aa) in str(error.value)
+
+
+NAMES = [*POLICIES, 'ran', 'random', 'augmi', 'imagenet', 'v1', '3b', 'trivial', 'autoaugment', 'Rand']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_other_policy_is_one_that_timm_knows(name):
+    from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+    makers = {'rand': rand_augment_transform, 'augmix': augment_and_mix_transform}
+    try:  # as timm's transforms choose
+        next((make for start, make in makers.items() if name.startswith(start)), auto_augment_transform)(name, {})
+        known = True
+    except AssertionError:
+        known = False
+    if known:
+        assert split_aa(f'molly-b4+{name}-m9') == (MollyConfig(beta=4), f'{name}-m9')
+    else:
+        with pytest.raises(ValueError, match=f"timm has no policy '{name}-m9', which 'molly-b4\\+{name}-m9' names"):
+            split_aa(f'molly-b4+{name}-m9')

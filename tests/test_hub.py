@@ -156,6 +156,8 @@ def test_everything_comes_back(trained, reported, hub, image_folder):
 
     loaded = timm_molly.hub.load('me/net')
     assert loaded.molly == MollyConfig()
+    assert len(repr(loaded)) < 400  # in a notebook, which shows it
+    assert '3 classes' in repr(loaded)
     assert loaded.report == json.loads((reported / 'report.json').read_text())
     assert loaded.label_names == list(CLASSES)
     checkpoint = torch.load(trained / 'model_best.pth.tar', weights_only=False)

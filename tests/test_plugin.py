@@ -222,3 +222,19 @@ def test_a_missing_timm_is_named(monkeypatch):
     monkeypatch.setattr(sys, 'path', [])
     with pytest.raises(ImportError, match='timm-molly needs timm, which is not installed: pip install timm'):
         register()
+
+
+def test_roles_that_leave_every_image_clean_are_not_called_on(image_folder, caplog):
+    caplog.set_level('INFO')
+    options = {
+        'input_size': (3, 32, 32),
+        'batch_size': 4,
+        'is_training': True,
+        'num_workers': 0,
+        'use_prefetcher': False,
+    }
+    dataset = timm.data.create_dataset('', root=str(image_folder), split='train')
+    loader = timm.data.create_loader(dataset, **options, auto_augment='molly-mxx')
+    assert 'Mollification is on' not in caplog.text
+    assert '--aa molly-mxx: no mollification, because with the roles xx every image stays clean' in caplog.text
+    assert isinstance(next(iter(loader))[1], torch.Tensor)

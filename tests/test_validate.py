@@ -738,3 +738,12 @@ def test_clean_and_corrupted_images_with_other_labels_are_named_before_the_model
     arguments = [*flags, '--corrupted-dir', official, '--corruptions', 'fog', '-o', tmp_path / 'out']
     refused(capsys, *arguments, words='clean and fog 1 have different labels, so they are not the same images')
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_class_that_a_split_lacks_is_named_with_the_split(flags, image_folder, tmp_path, capsys):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    shutil.rmtree(root / 'validation' / 'dots')
+    words = (
+        f"split 'validation' of {root} has 2 class folders, but test_resnet has 3 classes; it lacks dots, which train"
+    )
+    refused(capsys, *flags, '--data-dir', root, words=words)
