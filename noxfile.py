@@ -26,7 +26,7 @@ def _test(session: nox.Session, *pins: str) -> None:
         'python', '-m', 'compileall', '-q', '-j', '0', session.virtualenv.location, success_codes=[0, 1], silent=True
     )
     session.run('python', '-m', 'pip', 'check')
-    session.run('python', '-m', 'pytest', '-n', 'auto', '-rs', *session.posargs, env=_train_script(session))
+    session.run('python', '-m', 'pytest', '-n', 'auto', '-rfEs', *session.posargs, env=_train_script(session))
 
 
 def _train_script(session: nox.Session) -> dict[str, str]:
@@ -40,10 +40,11 @@ def _train_script(session: nox.Session) -> dict[str, str]:
     if not session.run(*git, 'tag', '--list', tag, external=True, silent=True):
         session.warn(f'{checkout} has no tag {tag}')
         return {}
+    folder = Path(session.create_tmp()).resolve()  # the tests run elsewhere
     for name in ('train.py', 'validate.py'):
         script = session.run(*git, 'show', f'{tag}:{name}', external=True, silent=True, log=False)
-        Path(session.create_tmp(), name).write_text(script)
-    return {'TIMM_TRAIN_SCRIPT': str(Path(session.create_tmp(), 'train.py'))}
+        (folder / name).write_text(script)
+    return {'TIMM_TRAIN_SCRIPT': str(folder / 'train.py')}
 
 
 @nox.session(python='3.10')

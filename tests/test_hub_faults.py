@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from conftest import LIMIT
 from hub_server import Fault, Handler
 from safetensors.torch import load_file
 
@@ -255,7 +256,9 @@ def test_what_timm_itself_makes_of_a_broken_download(hub, folders, before, waits
     except Exception:
         outcome = 'error'
     # A byte that is wrong is nothing that timm could know of, and the reason why `timm_molly.hub.load` compares.
-    assert outcome == {500: 'error', 'truncate': 'error', 'corrupt': 'wrong'}.get(kind, 'loaded')
+    expected = {500: 'error', 'truncate': 'error', 'corrupt': 'wrong'}.get(kind, 'loaded')
+    # Clients before 1.0 do not try again where the connection breaks.
+    assert outcome == expected or (int(huggingface_hub.__version__[0]) < 1 and outcome == 'error')
 
 
 @pytest.mark.parametrize('when', ['upload', 'commit'])
@@ -266,7 +269,7 @@ def test_a_killed_push_leaves_the_old_state_and_the_next_one_finishes(hub, folde
     hub.stop_at = (PUSHES[when], reached, release)
     command = [sys.executable, '-m', 'timm_molly', 'push', folders[1], '--repo-id', 'me/net', '--token', WRITER]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert reached.wait(60)
+    assert reached.wait(LIMIT)
     process.kill()
     process.wait()
     hub.stop_at = None

@@ -441,7 +441,8 @@ def test_a_model_that_timm_would_make_otherwise_is_not_pushed(run, out, capsys, 
 def report(image_folder, ready, tmp_path_factory):
     """A report on the weights of `ready`."""
     folder = tmp_path_factory.mktemp('report')
-    flags = f'--data-dir {image_folder} --model local-dir:{ready} -j 0 --corruptions fog --severities 1'
+    training = ready.with_name('run')
+    flags = f'--data-dir {image_folder} --checkpoint {training} -j 0 --corruptions fog --severities 1'
     assert main(['validate', *flags.split(), '-o', str(folder)]) == 0
     return json.loads((folder / 'report.json').read_text())
 

@@ -278,13 +278,13 @@ def test_layer_decay_goes_from_stem_to_head():
 
 @pytest.mark.parametrize('name', [name for name in KINDS if name.startswith(('preact', 'resnext', 'wide'))])
 def test_stochastic_depth_leaves_out_blocks(name):
-    torch.manual_seed(0)
     model = timm.create_model(name, drop_path_rate=0.5)
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == 'DropPath']
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.5)
     with torch.no_grad():
-        assert not torch.equal(model.train()(images()), model(images()))
+        # Now and then two draws leave out the same blocks, but not twenty.
+        assert any(not torch.equal(model.train()(images()), model(images())) for _ in range(20))
         assert torch.equal(model.eval()(images()), model(images()))
 
 

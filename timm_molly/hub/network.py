@@ -72,11 +72,12 @@ def is_network_error(error: BaseException) -> bool:
 
     It hands on those of the HTTP library that it has, of JSON, and of its own reading of what was sent.
     """
-    if isinstance(error, OSError):  # but not of files on this machine
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)):
+        known = True
+    elif isinstance(error, OSError):  # but not of files on this machine
         known = isinstance(error, (ConnectionError, TimeoutError)) or error.errno is None
     else:
-        unreadable = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError))
-        known = unreadable or any(kind.__name__ == 'TransportError' for kind in type(error).__mro__)
+        known = any(kind.__name__ == 'TransportError' for kind in type(error).__mro__)
     return known or (error.__cause__ is not None and is_network_error(error.__cause__))
 
 

@@ -75,7 +75,7 @@ def check_repo_id(repo_id: str) -> None:
     """Raise ValueError where a name is not owner/name as the Hub has them."""
     try:
         validate_repo_id(repo_id)
-        good = repo_id.count('/') == 1
+        good = repo_id.count('/') == 1 and repo_id == repo_id.strip()
     except HFValidationError:
         good = False
     if not good:
