@@ -93,15 +93,17 @@ def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, monke
     assert 'hub_cards has no models, which are folders with a config.json' in capsys.readouterr().err
 
 
-def test_compare_needs_the_extra_plot_alone(monkeypatch, tmp_path, capsys):
+@pytest.mark.slow
+def test_compare_needs_the_extra_plot_alone(python, tmp_path):
     cards = Path(__file__).parents[1] / 'hub_cards'
-    for name in ('scipy', 'torchmetrics', 'cv2', 'imagecorruptions', 'sklearn'):
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in [name for name in sys.modules if name.startswith('timm_molly.robustness')]:
-        monkeypatch.delitem(sys.modules, name)
-    words = ['compare', str(cards / 'test_resnet.fashion_mnist'), str(cards / 'test_resnet.molly_fashion_mnist')]
-    assert main([*words, '-o', str(tmp_path / 'out')]) == 0
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    assert main([*words, '-o', str(tmp_path / 'none')]) == 2
-    assert 'pip install "timm-molly[plot]"' in capsys.readouterr().err
+    words = ['compare', cards / 'test_resnet.fashion_mnist', cards / 'test_resnet.molly_fashion_mnist', '-o']
+    others = ['scipy', 'torchmetrics', 'cv2', 'imagecorruptions', 'sklearn']
+    main = (
+        'import sys; sys.modules.update(dict.fromkeys({})); '
+        'from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))'
+    )
+    assert python('-c', main.format(others), *words, tmp_path / 'out').returncode == 0
+    done = python('-c', main.format([*others, 'matplotlib.figure']), *words, tmp_path / 'none')
+    assert done.returncode == 2
+    assert 'pip install "timm-molly[plot]"' in done.stderr
     assert not (tmp_path / 'none').exists()

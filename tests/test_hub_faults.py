@@ -11,7 +11,6 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from conftest import LIMIT
 from hub_server import Fault, Handler
 from safetensors.torch import load_file
 
@@ -269,7 +268,7 @@ def test_a_killed_push_leaves_the_old_state_and_the_next_one_finishes(hub, folde
     hub.stop_at = (PUSHES[when], reached, release)
     command = [sys.executable, '-m', 'timm_molly', 'push', folders[1], '--repo-id', 'me/net', '--token', WRITER]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert reached.wait(LIMIT)
+    assert reached.wait(3600)  # a hang, not slowness
     process.kill()
     process.wait()
     hub.stop_at = None
