@@ -13,7 +13,6 @@ import nox
 
 nox.needs_version = '>=2024.4.15'
 nox.options.default_venv_backend = 'venv'
-nox.options.stop_on_first_error = False
 
 # PyTorch's own index, the only place that has its `+cpu` builds for Linux.
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'

@@ -88,7 +88,7 @@ def test_fit_without_data_is_named(capsys):
     [
         (0.0, ['under noise the net still recognises everything: hard labels are right']),
         (0.9, ['under noise the net recognises next to nothing: is it trained?']),
-        (0.3, ['under noise no power follows what the net recognises: the rms gap is 0.']),
+        (0.3, ['under noise even the best power is far from what the net recognises, by 0.']),
         (lambda t: np.sin(np.pi * t / 2), ["under noise the answer is below the paper's 1"]),
     ],
 )

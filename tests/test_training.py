@@ -27,6 +27,7 @@ OPTIONS = [
     '--crop-pct 0.6',
     '--gp max',
     '--model-kwargs act_layer=gelu',
+    '--model-ema --model-ema-decay 0.5',
 ]
 
 
@@ -41,6 +42,7 @@ def test_the_error_is_what_train_py_measured(options, image_folder, tmp_path, ca
     for name, place in (('folder', run), ('file', run / 'last.pth.tar'), ('bare', bare(run))):
         output = tmp_path / name
         command = ['validate', '--data-dir', image_folder, '--checkpoint', place, '-j', '0', '-o', output]
+        command += ['--use-ema'] if 'ema' in options and name != 'bare' else []
         assert main([*map(str, command), '--corruptions', 'brightness', '--severities', '1']) == 0
         clean = json.loads((output / 'report.json').read_text())['clean']
         assert 100 * (1 - clean['error']) == pytest.approx(float(row['eval_top1']), abs=1e-3)
@@ -53,8 +55,8 @@ def bare(run: Path) -> Path:
     folder = run.with_name('weights')
     folder.mkdir()
     shutil.copy(run / 'args.yaml', folder)
-    state = torch.load(run / 'last.pth.tar', weights_only=False)['state_dict']
-    save_file(state, folder / 'model.safetensors')
+    checkpoint = torch.load(run / 'last.pth.tar', weights_only=False)
+    save_file(checkpoint.get('state_dict_ema') or checkpoint['state_dict'], folder / 'model.safetensors')
     return folder
 
 

@@ -17,12 +17,8 @@ _LOSSES = (
     'for any other that takes soft labels, give it target.dense(num_classes)'
 )
 
-_LABELS = 'For accuracy, compare predictions with the class indices, target.labels'
-# Comparisons, and how code that counts right answers shapes its target for them.
-_FOR_ACCURACY = {
-    *('eq', 'ne', 'lt', 'le', 'gt', 'ge', 'equal', 'not_equal', 'isin', 'allclose', 'isclose'),
-    *('argmax', 'max', 'topk', 'sort', 'argsort', 'reshape', 'expand_as', 'view_as'),
-}
+_ACCURACY = 'for the accuracy, compare predictions with the class indices, target.labels'
+_COMPARISONS = {'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'equal', 'isin', 'argmax'}
 
 
 class NoSoftMeaningError(TypeError, AttributeError):
@@ -31,9 +27,8 @@ class NoSoftMeaningError(TypeError, AttributeError):
     It is an AttributeError too, so that `hasattr(target, 'numpy')` answers instead of raising.
     """
 
-    def __init__(self, operation: str) -> None:
-        name = operation.split()[-1].rpartition('.')[2].strip('_')
-        hint = _LABELS if name in _FOR_ACCURACY else _LOSSES
+    def __init__(self, operation: str, name: str = '') -> None:
+        hint = _ACCURACY[0].upper() + _ACCURACY[1:] if name in _COMPARISONS else f'{_LOSSES}; {_ACCURACY}'
         super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {hint}.')
 
 
@@ -165,7 +160,7 @@ class CoupledTarget:
 
     def __getattr__(self, name: str) -> NoReturn:
         if hasattr(Tensor, name):
-            raise NoSoftMeaningError(f'Tensor.{name}')
+            raise NoSoftMeaningError(f'Tensor.{name}', name)
         raise AttributeError(f'CoupledTarget has no attribute {name!r}')
 
     @classmethod
@@ -179,13 +174,13 @@ class CoupledTarget:
         name = getattr(func, '__name__', str(func))
         operation = _OPERATIONS.get(name)
         if operation is None:
-            raise NoSoftMeaningError(name)
+            raise NoSoftMeaningError(name, name)
         return operation(*args, **(kwargs or {}))
 
 
 def _refuse(operator: str) -> Callable[..., NoReturn]:
     def refuse(self: CoupledTarget, *args: object) -> NoReturn:
-        raise NoSoftMeaningError(f'the operator {operator}')
+        raise NoSoftMeaningError(f'the operator {operator}', operator)
 
     return refuse
 

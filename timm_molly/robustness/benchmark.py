@@ -115,6 +115,7 @@ class Images:
         reader = getattr(self.dataset, 'reader', None)
         if reader is None:
             image, label = self.dataset[index][:2]
+            image = eight_bits(image, self.img_mode)
         else:
             image, label = reader[index][:2]
             try:
@@ -122,7 +123,7 @@ class Images:
             except Exception as error:  # Pillow's readers raise all sorts on damaged files
                 name = reader.filename(index, absolute=True)
                 raise ValueError(f'cannot read {name} as an image: {error}') from None
-        return eight_bits(image, self.img_mode), -1 if label is None else int(label)
+        return image, -1 if label is None else int(label)
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         for image, label in self.dataset:

@@ -29,7 +29,7 @@ from timm_molly.weights import one_line, some
 Results = dict[tuple[str, float], dict[str, Any]]
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_inputs(args: argparse.Namespace) -> None:
     """Raise ValueError for numbers and a folder that nothing could be measured with, before a model is asked for."""
     for flag, value, low in (('-b', args.batch_size, 1), ('-j', args.workers, 0), ('--seed', args.seed, 0)):
         if value < low:

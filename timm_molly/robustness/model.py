@@ -14,21 +14,13 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from timm_molly import training
 from timm_molly.hub.folder import check_arguments
 from timm_molly.plugin import add_models
-from timm_molly.training import (
-    ARGS,
-    count_classes,
-    find_checkpoint,
-    image_settings,
-    model_arguments,
-    plain,
-    read_settings,
-)
 from timm_molly.weights import Checkpoint, create_model, fingerprint, load_weights, one_line, read_checkpoint
 
 # Flags that say over a training's settings how model and images are made.
-FLAGS = ('img_size', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation', 'num_classes')
+FLAGS = ('num_classes', 'img_size', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation')
 # What of a training's settings is used.
 TAKEN = ('model', *FLAGS, 'in_chans', 'gp', 'bn_eps', 'model_kwargs', 'aa')
 
@@ -95,19 +87,19 @@ def load_model(args: argparse.Namespace) -> Subject:
         raise ValueError('--use-ema needs --checkpoint')
     if args.crop_pct is not None and args.crop_pct <= 0:
         raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
-    given = {key: getattr(args, key) for key in FLAGS if getattr(args, key)}
+    given = {key: getattr(args, key) for key in FLAGS if getattr(args, key) not in (None, '')}
     kwargs = _model_kwargs(args.model_kwargs)
     source = checkpoint = None
     settings: Mapping[str, Any] = {}
     if args.checkpoint is not None:
-        source = find_checkpoint(args.checkpoint)
+        source = training.find_checkpoint(args.checkpoint)
         checkpoint = read_checkpoint(source, args.use_ema, args.trust_pickle)
         settings = _settings(args.model, checkpoint, source)
     name = args.model or settings.get('model')
     if not isinstance(name, str):
         raise ValueError('which model? Add --model' + (f': {source} does not say it' if source else ''))
     merged = _merged(settings, given)
-    arguments = {**model_arguments(merged), **kwargs}
+    arguments = {**training.model_arguments(merged), **kwargs}
     in_chans = arguments['in_chans']
     if in_chans not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, got {in_chans} (--input-size)')
@@ -115,7 +107,7 @@ def load_model(args: argparse.Namespace) -> Subject:
         if values and len(values) not in (1, in_chans):
             raise ValueError(f'{flag} needs 1 or {in_chans} numbers, one a channel, got {len(values)}')
     if settings and checkpoint and not merged.get('num_classes'):  # train.py fills it in after it wrote args.yaml
-        merged['num_classes'] = count_classes(name, checkpoint)
+        merged['num_classes'] = training.count_classes(name, checkpoint)
     arguments |= {'num_classes': merged.get('num_classes'), 'pretrained': checkpoint is None}
     model = create_model(name, arguments, args.trust_pickle)
     if checkpoint is not None:
@@ -128,8 +120,9 @@ def load_model(args: argparse.Namespace) -> Subject:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)  # its first convolution turns the images
     if settings:
-        data_config = image_settings(model, in_chans, merged, source) | ({'crop_mode': args.crop_mode or 'center'})
-        _say_taken(settings, given, kwargs, args.model, source)
+        data_config = training.image_settings(model, in_chans, merged, source)
+        data_config['crop_mode'] = args.crop_mode or data_config['crop_mode']
+        _say_taken({key: value for key, value in merged.items() if key not in given}, args.model, kwargs, source)
     else:
         data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
         if source is not None:
@@ -158,13 +151,13 @@ def load_model(args: argparse.Namespace) -> Subject:
 
 def _settings(name: str | None, checkpoint: Checkpoint, source: Path) -> Mapping[str, Any]:
     """Settings of the training that a checkpoint is of; empty where nothing says them, or they are of another model."""
-    args = source.with_name(ARGS)
-    settings = checkpoint.settings or (read_settings(args) if args.is_file() else {})
+    args = source.with_name(training.ARGS)
+    settings = checkpoint.settings or (training.read_settings(args) if args.is_file() else {})
     trained = settings.get('model')
     if name and isinstance(trained, str) and trained.partition('.')[0] != name.partition('.')[0]:
         print(f'note: {source} is of a training of {trained}, so that its settings are not used', file=sys.stderr)
         return {}
-    check_arguments(plain(settings.get('model_kwargs') or {}), f'{source}: model_kwargs')
+    check_arguments(training.plain(settings.get('model_kwargs') or {}), f'{source}: model_kwargs')
     return settings
 
 
@@ -182,25 +175,19 @@ def _load(model: nn.Module, checkpoint: Checkpoint, name: str, source: object) -
     try:
         load_weights(model, checkpoint.state, name, source)
     except ValueError as error:
-        classes = count_classes(name, checkpoint)
+        classes = training.count_classes(name, checkpoint)
         if classes in (None, getattr(model, 'num_classes', None)):
             raise
         raise ValueError(f'{error}. Its last layer has {classes} classes: add --num-classes {classes}') from None
 
 
-def _say_taken(
-    settings: Mapping[str, Any], given: Mapping[str, Any], kwargs: Mapping[str, Any], name: str | None, source: object
-) -> None:
+def _say_taken(settings: Mapping[str, Any], name: str | None, kwargs: Mapping[str, Any], source: object) -> None:
     """Print what was taken from a training's settings, as flags."""
-    used = {key: value for key, value in settings.items() if key in TAKEN and value not in (None, '', {})}
-    for key in given:
-        used.pop(key, None)
-    if 'img_size' in given or 'input_size' in given:
-        used = {key: value for key, value in used.items() if key not in ('img_size', 'input_size')}
-    if name:
-        used.pop('model', None)
     words = []
-    for key, value in used.items():
+    for key in TAKEN:
+        value = settings.get(key)
+        if value in (None, '') or (key == 'model' and name):
+            continue
         if isinstance(value, Mapping):
             value = [f'{k}={v}' for k, v in value.items() if k not in kwargs]
         values = value if isinstance(value, (list, tuple)) else [value]

@@ -14,7 +14,7 @@ from timm_molly.robustness import corruptions as C
 from timm_molly.robustness.benchmark import Cell
 from timm_molly.robustness.measure import (
     check_classes,
-    check_flags,
+    check_inputs,
     data_record,
     default_output,
     folder_name,
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     Raises:
         ValueError: What the user has to change, before the model runs where it can be known.
     """
-    names, severities = chosen_cells(args)
+    names, severities = check_flags(args)
     subject = load_model(args)
     images = open_images(args, subject) if args.data_dir or args.dataset else None
     if args.mollification:
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace, command: str) -> report.Report:
     return made
 
 
-def chosen_cells(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def check_flags(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Check flags before anything is loaded; return the corruptions and severities that they choose.
 
     Raises:
         ValueError: One is out of its range, or does not go with another.
     """
-    check_flags(args)
+    check_inputs(args)
     names = _chosen(args.corruptions)
     _check_combination(args)
     return names, tuple(sorted(set(args.severities)))

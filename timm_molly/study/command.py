@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from timm_molly.robustness.benchmark import open_dataset
-from timm_molly.robustness.validate import chosen_cells
+from timm_molly.robustness.validate import check_flags as check_validate
 from timm_molly.study import results
 from timm_molly.study.grid import Entry, choose, parse_validate, read_grid
 from timm_molly.study.runner import ask, check_flags, known, run
@@ -99,7 +99,7 @@ def check_data(entries: Iterable[Entry]) -> None:
 def check_measurement(flags: Mapping[str, Any]) -> None:
     """Raise ValueError where flags of `timm-molly validate` cannot work, or corrupted images are not there."""
     try:
-        chosen = chosen_cells(parse_validate(flags))[0]
+        chosen = check_validate(parse_validate(flags))[0]
     except ValueError as error:
         raise ValueError(f'validate: {error}') from None
     if not (corrupted := flags.get('corrupted_dir')):
