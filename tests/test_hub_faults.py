@@ -47,6 +47,12 @@ CASES = [(kind, 1) for kind in KINDS] + [
 WRITER = 'hf_writer'
 
 pytestmark = pytest.mark.hub_faults
+OLD_CLIENT = int(huggingface_hub.__version__.split('.')[0]) < 1
+
+
+def skip_what_the_client_cannot_tell(kind, request_name):
+    if OLD_CLIENT and kind == 'corrupt' and request_name in ('look', 'commit'):
+        pytest.skip('clients before 1.0 replace bytes of an answer that are no UTF-8, and go on')
 
 
 @pytest.fixture(scope='module')
@@ -104,6 +110,7 @@ def expected_of_push(request, kind, times):
 @pytest.mark.parametrize(('kind', 'times'), CASES)
 @pytest.mark.parametrize('request_name', PUSHES)
 def test_a_push_ends_whole_or_not_at_all(hub, folders, before, waits, capsys, request_name, kind, times):
+    skip_what_the_client_cannot_tell(kind, request_name)
     if request_name != 'create':
         hub.repos, hub.uploads = copy.deepcopy(before)
     branch = 'next' if request_name == 'branch' else None
@@ -143,6 +150,7 @@ def test_a_push_ends_whole_or_not_at_all(hub, folders, before, waits, capsys, re
 
 @pytest.mark.parametrize('kind', BROKEN)
 def test_a_pull_request_is_not_opened_twice(hub, folders, before, waits, kind):
+    skip_what_the_client_cannot_tell(kind, 'commit')
     hub.repos, hub.uploads = copy.deepcopy(before)
     hub.faults = [Fault(PUSHES['commit'], kind)]
     if kind in (409, 429):  # the Hub says that it has done nothing
@@ -192,6 +200,7 @@ def same(loaded, folder):
 @pytest.mark.parametrize(('kind', 'times'), CASES)
 @pytest.mark.parametrize('request_name', LOADS)
 def test_a_load_gives_the_right_weights_or_an_error(hub, folders, before, waits, request_name, kind, times):
+    skip_what_the_client_cannot_tell(kind, request_name)
     hub.repos, hub.uploads = copy.deepcopy(before)
     fault = Fault(LOADS[request_name], kind, times, {'Retry-After': '77'} if kind == 429 else {})
     hub.faults = [fault]
@@ -212,7 +221,7 @@ def test_a_load_gives_the_right_weights_or_an_error(hub, folders, before, waits,
         assert same(timm_molly.hub.load('me/net'), folders[0])  # what a fault left in the cache does no harm
 
 
-def test_without_a_network_the_cache_is_used(hub, folders, before, waits, monkeypatch):
+def test_without_a_network_the_cache_is_used(hub, folders, before, waits, monkeypatch, request):
     hub.repos, hub.uploads = copy.deepcopy(before)
     hub.faults = [Fault('.*', 'drop before', FOREVER)]
     with pytest.raises(ConnectionError, match='the Hub cannot be reached'):
@@ -224,6 +233,11 @@ def test_without_a_network_the_cache_is_used(hub, folders, before, waits, monkey
     assert same(timm_molly.hub.load('me/net'), folders[0])
     assert waits == []
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    if OLD_CLIENT:  # which reads it when it makes a session
+        from huggingface_hub.utils._http import reset_sessions
+
+        reset_sessions()
+        request.addfinalizer(reset_sessions)
     assert same(timm_molly.hub.load('me/net'), folders[0])
     with pytest.raises(ConnectionError, match='HF_HUB_OFFLINE is set, so nothing was loaded from me/other'):
         timm_molly.hub.load('me/other')
@@ -257,7 +271,7 @@ def test_what_timm_itself_makes_of_a_broken_download(hub, folders, before, waits
     # A byte that is wrong is nothing that timm could know of, and the reason why `timm_molly.hub.load` compares.
     expected = {500: 'error', 'truncate': 'error', 'corrupt': 'wrong'}.get(kind, 'loaded')
     # Clients before 1.0 do not try again where the connection breaks.
-    assert outcome == expected or (int(huggingface_hub.__version__[0]) < 1 and outcome == 'error')
+    assert outcome == expected or (OLD_CLIENT and outcome == 'error')
 
 
 @pytest.mark.parametrize('when', ['upload', 'commit'])

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from timm.models import _hub
 
 import timm_molly.hub
 from timm_molly.cli import main
@@ -23,6 +24,7 @@ from timm_molly.hub import card, make
 from timm_molly.hub.folder import read_config, read_folder
 
 WRITER = ('--token', 'hf_writer')
+LOCAL_DIR = hasattr(_hub, 'load_model_config_from_path')  # not in timm 1.0.15
 SETTINGS = {
     'model': 'test_resnet',
     'num_classes': 3,
@@ -251,7 +253,9 @@ def test_an_image_size_that_a_model_cannot_take(tmp_path, capsys, nothing_done):
     checkpoint['state_dict'] = timm.create_model('test_vit', num_classes=3).state_dict()
     torch.save(checkpoint, run / 'model_best.pth.tar')
     nothing_done()
-    refused(capsys, run, *WRITER, words='test_vit cannot take images of (3, 64, 64)')
+    # timm 1.0.15 makes the net for these images, which the weights do not fit.
+    words = 'test_vit cannot take images of (3, 64, 64)' if LOCAL_DIR else 'does not fit test_vit'
+    refused(capsys, run, *WRITER, words=words)
 
 
 def test_a_class_map_that_is_pickled_is_not_read(tmp_path, monkeypatch, image_folder):
@@ -286,6 +290,7 @@ def test_names_of_weights_of_wrapped_models(tmp_path):
         assert load_file(out / 'model.safetensors').keys() == state.keys()
 
 
+@pytest.mark.skipif(not LOCAL_DIR, reason='timm 1.0.15 cannot make its vision transformers without memory')
 def test_a_config_of_a_giant_is_refused_before_it_is_made(out, monkeypatch):
     changed_config(out, 'architecture', value='vit_giant_patch14_clip_224')
     made = []

@@ -222,7 +222,7 @@ def test_a_long_title_stays_in_its_picture(tmp_path, monkeypatch):
         box = figure.get_window_extent().bounds, figure._suptitle.get_window_extent().bounds
         assert box[1][0] >= 0
         assert box[1][0] + box[1][2] <= box[0][2]
-        assert report['data']['dataset'] in figure.get_suptitle().replace('\n', ' ')
+        assert report['data']['dataset'] in figure._suptitle.get_text().replace('\n', ' ')
 
 
 def test_a_report_of_held_out_corruptions_alone_is_drawn(tmp_path):
