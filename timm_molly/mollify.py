@@ -130,8 +130,7 @@ class Mollify:
             raise ValueError(
                 'x must not be an expanded tensor, which holds pixels once for several: give x.contiguous()'
             )
-        # Without the roles that no image of a batch this small has.
-        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles[: len(t)]) if role != 'x']
+        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles) if role != 'x']
         gamma = torch.zeros_like(t)
         for role, turn in turns:
             gamma[turn] = self._gamma(role, t[turn])
