@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_molly.config import POLICIES, MollyConfig, split_aa
+from timm_molly.config import MollyConfig, split_aa
 
 positive = st.floats(1e-300, 1e300, exclude_min=True) | st.integers(1, 10**6)
 configs = st.builds(
@@ -153,7 +153,8 @@ def test_molly_is_taken_once_beside_one_policy(aa):
     assert repr(aa) in str(error.value)
 
 
-NAMES = [*POLICIES, 'ran', 'random', 'augmi', 'imagenet', 'v1', '3b', 'trivial', 'autoaugment', 'Rand']
+KNOWN = ['rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a']
+NAMES = [*KNOWN, 'ran', 'random', 'augmi', 'imagenet', 'v1', '3b', 'trivial', 'autoaugment', 'Rand']
 
 
 @pytest.mark.parametrize('name', NAMES)
