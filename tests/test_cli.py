@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,9 @@ def test_who_stops_reading_gets_no_error(tmp_path):
     """As `timm-molly models | head -1`."""
     command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']
     command += ['models', str(Path(__file__).parents[1] / 'hub_cards')]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # With a buffer, which is written at the end.
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONUNBUFFERED'}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()  # before anything is written
     error = process.stderr.read()
     process.stderr.close()

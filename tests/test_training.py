@@ -25,7 +25,7 @@ OPTIONS = [
     '--input-size 3 40 36',
     '--interpolation nearest --img-size 36',
     '--crop-pct 0.6',
-    '--gp max',
+    '--gp max --img-size 96',
     '--model-kwargs act_layer=gelu',
     '--model-ema --model-ema-decay 0.5',
 ]
