@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import huggingface_hub
 import pytest
 import timm
 import yaml
@@ -33,6 +34,10 @@ ABOUT = {'repo_id': 'me/net', 'aa': 'molly-mxxn-b4-kn2+rand-m9', 'ema': True, 'e
 SETTINGS = {'dataset': '', 'data_dir': '/home/somebody/shapes', 'epochs': 12, 'lr': 0.003, 'opt': 'lamb', 'seed': 0}
 MEASURED = {'crop_mode': 'center', 'interpolation': 'bicubic', 'crop_pct': 0.875}
 FIGURES = ['figures/heat-map.png']
+
+needs_evaluation_files = pytest.mark.skipif(
+    not hasattr(huggingface_hub, 'EvalResultEntry'), reason='this huggingface_hub has no evaluation files'
+)
 
 
 def write(config=CONFIG, about=ABOUT, settings=SETTINGS, report=None, figures=FIGURES):
@@ -154,6 +159,7 @@ def test_mollification_is_told_as_it_was_set():
     assert 'blur |' not in text
 
 
+@needs_evaluation_files
 def test_evaluation_results_need_a_data_set_on_the_hub(report):
     assert card.evaluation_file(ABOUT, SETTINGS, report) is None
     assert card.evaluation_file({**ABOUT, 'dataset_id': 'me/shapes'}, SETTINGS, None) is None
@@ -193,7 +199,7 @@ def test_a_published_set_is_named_for_what_was_measured_on_it(report):
     assert corrupted.dataset_type == 'cifar-10-c'
     assert corrupted.dataset_name == 'CIFAR-10-C'
     assert f'{report["data"]["images"]} images of shapes, corrupted: CIFAR-10-C' in text
-    assert 'corrupted' not in card.evaluation_file(about, SETTINGS, report)
+    assert 'corrupted' not in (card.evaluation_file(about, SETTINGS, report) or '')  # of an older client
     assert 'The corrupted images are as they are stored, with crop 1.' in text
     assert 'in mixed precision, bfloat16' in text
     alone = {**report, 'clean': None, 'data': {**report['data'], 'dataset': None, 'split': None}}

@@ -231,6 +231,7 @@ def test_roles_that_leave_every_image_clean_are_not_called_on(image_folder, capl
         'batch_size': 4,
         'is_training': True,
         'num_workers': 0,
+        'persistent_workers': False,
         'use_prefetcher': False,
     }
     dataset = timm.data.create_dataset('', root=str(image_folder), split='train')
