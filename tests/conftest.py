@@ -40,7 +40,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each
 def pytest_report_header() -> str:
     """Say what the suite runs on."""
     needed = [re.match(r'[\w-]+', each)[0] for each in importlib.metadata.requires('timm-molly') or ()]
-    found = {each.name.lower().replace('_', '-'): each.version for each in importlib.metadata.distributions()}
+    found = {(each.name or '').lower().replace('_', '-'): each.version for each in importlib.metadata.distributions()}
     return 'with ' + ', '.join(f'{name} {found[name]}' for name in dict.fromkeys(needed) if name in found)
 
 
