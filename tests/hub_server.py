@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.stop_at and re.search(self.server.stop_at[0], request):
             _, reached, release = self.server.stop_at
             reached.set()
-            release.wait(60)
+            release.wait(3600)  # a hang, not slowness
             self.drop()
             return
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
