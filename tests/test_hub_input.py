@@ -547,6 +547,10 @@ def break_folder(folder, how):
         config['num_classes'] = config['model_args']['num_classes'] = 4
         (folder / 'config.json').write_text(json.dumps(config))
         return 'does not fit test_resnet: 2 of another shape: fc.weight'
+    if how == 'other pooling':
+        config['model_args']['global_pool'] = ''
+        (folder / 'config.json').write_text(json.dumps(config))
+        return 'config.json: the network gives no logits for images of'
     if how == 'other network':
         config['architecture'] = 'test_vit'
         (folder / 'config.json').write_text(json.dumps(config))
@@ -568,7 +572,8 @@ def break_folder(folder, how):
 
 
 @pytest.mark.parametrize(
-    'how', ['other weights', 'other classes', 'other network', 'NaN', 'no card', 'no weights', 'no settings']
+    'how',
+    ['other weights', 'other classes', 'other network', 'other pooling', 'NaN', 'no card', 'no weights', 'no settings'],
 )
 def test_a_folder_whose_files_do_not_belong_together(out, capsys, nothing_done, how):
     words = break_folder(out, how)

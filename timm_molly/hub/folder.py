@@ -7,6 +7,7 @@ load weights is used, so that no path can lead out of the folder and no pickle i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 
 from timm_molly.plugin import add_models
 from timm_molly.training import ARGS, MAX_ARGS_BYTES, WEIGHTS
-from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, read_checkpoint
+from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, one_line, read_checkpoint
 
 CONFIG, CARD, REPORT = 'config.json', 'README.md', 'report.json'
 FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
@@ -37,7 +38,7 @@ ABOUT_KEYS = {
 }
 
 MAX_BYTES = {CONFIG: 2**23, REPORT: 2**24, ARGS: MAX_ARGS_BYTES, CARD: 2**22}
-MAX_SIDE, MAX_CLASSES, MAX_NUMBER = 2**13, 10**6, 10_000
+MAX_SIDE, MAX_TRIED, MAX_CLASSES, MAX_NUMBER = 2**13, 2**22, 10**6, 10_000
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 CROP_MODES = ('center', 'squash', 'border')
 # What timm.create_model and its helpers take for themselves: other weights, other files, other kinds of model.
@@ -81,11 +82,12 @@ def read_folder(folder: Path) -> Folder:
     model = create_model(config['architecture'], arguments)
     load_weights(model, state, config['architecture'], folder / WEIGHTS)
     check_finite(model, folder / WEIGHTS)
+    _check_logits(model.eval(), sketch, config, folder / CONFIG)
     digest = fingerprint(model)
     if config[ABOUT].get('sha256', digest) != digest:
         raise ValueError(f'{folder / WEIGHTS} are not the weights that {CONFIG} was written for (sha256 {digest})')
     report = read_report(folder / REPORT, digest) if (folder / REPORT).is_file() else None
-    return Folder(model.eval(), config, report)
+    return Folder(model, config, report)
 
 
 def _sketch(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -95,6 +97,25 @@ def _sketch(name: str, arguments: Mapping[str, Any]) -> Any:
             return create_model(name, arguments)
     except ValueError:
         return None
+
+
+def _check_logits(model: Any, sketch: Any, config: Mapping[str, Any], source: Path) -> None:
+    """Raise ValueError where a network gives no logits for images of its size, as without a pooling."""
+    size, expected = config['pretrained_cfg']['input_size'], (1, config['num_classes'])
+    found: object = expected
+    # Without memory first; not all operations can do that.
+    for network, device in ((sketch, 'meta'), (model, 'cpu')):
+        if network is None or (device == 'cpu' and math.prod(size) > MAX_TRIED):
+            continue
+        try:
+            with torch.inference_mode():
+                found = tuple(network.eval()(torch.zeros(1, *size, device=device)).shape)
+        except Exception as error:  # whatever a network may say
+            found = one_line(error)
+        if found == expected:
+            return
+    if found != expected:
+        raise ValueError(f'{source}: the network gives no logits for images of {size}, but {found}')
 
 
 def read_report(path: Path, digest: str) -> dict[str, Any]:
