@@ -550,7 +550,7 @@ def break_folder(folder, how):
     if how == 'other pooling':
         config['model_args']['global_pool'] = ''
         (folder / 'config.json').write_text(json.dumps(config))
-        return 'config.json: the network gives no logits for images of'
+        return 'config.json: the network cannot take images of'
     if how == 'other network':
         config['architecture'] = 'test_vit'
         (folder / 'config.json').write_text(json.dumps(config))

@@ -38,7 +38,8 @@ ABOUT_KEYS = {
 }
 
 MAX_BYTES = {CONFIG: 2**23, REPORT: 2**24, ARGS: MAX_ARGS_BYTES, CARD: 2**22}
-MAX_SIDE, MAX_TRIED, MAX_CLASSES, MAX_NUMBER = 2**13, 2**22, 10**6, 10_000
+MAX_SIDE, MAX_CLASSES, MAX_NUMBER = 2**13, 10**6, 10_000
+MAX_TRIED = 2**22  # numbers of an image that a network is tried with
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 CROP_MODES = ('center', 'squash', 'border')
 # What timm.create_model and its helpers take for themselves: other weights, other files, other kinds of model.
@@ -102,20 +103,22 @@ def _sketch(name: str, arguments: Mapping[str, Any]) -> Any:
 def _check_logits(model: Any, sketch: Any, config: Mapping[str, Any], source: Path) -> None:
     """Raise ValueError where a network gives no logits for images of its size, as without a pooling."""
     size, expected = config['pretrained_cfg']['input_size'], (1, config['num_classes'])
-    found: object = expected
+    wrong = None
     # Without memory first; not all operations can do that.
     for network, device in ((sketch, 'meta'), (model, 'cpu')):
         if network is None or (device == 'cpu' and math.prod(size) > MAX_TRIED):
             continue
         try:
             with torch.inference_mode():
-                found = tuple(network.eval()(torch.zeros(1, *size, device=device)).shape)
+                shape = tuple(network.eval()(torch.zeros(1, *size, device=device)).shape)
         except Exception as error:  # whatever a network may say
-            found = one_line(error)
-        if found == expected:
+            wrong = f'cannot take images of {size}: {one_line(error)}'
+            continue
+        if shape == expected:
             return
-    if found != expected:
-        raise ValueError(f'{source}: the network gives no logits for images of {size}, but {found}')
+        wrong = f'gives {shape} for an image of {size}, and no logits {expected}'
+    if wrong:
+        raise ValueError(f'{source}: the network {wrong}')
 
 
 def read_report(path: Path, digest: str) -> dict[str, Any]:
