@@ -45,7 +45,7 @@ def test_it_imports_nothing_but_itself(python):
         'before = set(sys.modules)\nentry.load()()\nprint(*sorted(set(sys.modules) - before))\n'
     )
     done = python('-c', code, env={'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})
-    assert done.stdout.split() == ['timm_molly', 'timm_molly._autoload']
+    assert done.stdout.split() == ['timm_molly', 'timm_molly.plugin.autoload']
 
 
 def test_names_of_the_package_need_no_other_import(python):
@@ -207,5 +207,5 @@ def test_the_entry_point_is_installed():
     from importlib.metadata import entry_points
 
     (entry,) = entry_points(group='torch.backends', name='timm_molly')
-    assert entry.value == 'timm_molly._autoload:autoload'
-    subprocess.run([sys.executable, '-c', 'from timm_molly._autoload import autoload; autoload()'], check=True)
+    assert entry.value == 'timm_molly.plugin.autoload:autoload'
+    subprocess.run([sys.executable, '-c', 'from timm_molly.plugin.autoload import autoload; autoload()'], check=True)

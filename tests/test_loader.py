@@ -3,7 +3,7 @@ import torch
 from timm.data import FastCollateMixup, create_dataset, create_loader
 
 from timm_molly import CoupledTarget, Mollify, register
-from timm_molly.loader import MollyLoader
+from timm_molly.plugin.loader import MollyLoader
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ import timm.data.transforms_factory
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_transform
 
-from timm_molly import plugin, register, unregister
-from timm_molly.loader import MollyLoader
+from timm_molly.plugin import register as plugin
+from timm_molly.plugin.register import register, unregister
+from timm_molly.plugin.loader import MollyLoader
 
 
 @pytest.fixture(autouse=True)

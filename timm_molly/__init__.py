@@ -1,8 +1,7 @@
 """Mollification for timm: train on noised and blurred images whose labels lose confidence by the same amount.
 
-`timm-molly` adds one flag to the `train.py` people already run, `--aa molly`. Its parts, in the order of the data:
-`functional` (the formulas), `target` (`CoupledTarget`), `config` (the aa string), `mollify` (the batch operation),
-`loader` and `plugin` (the way into timm).
+`timm-molly` adds one flag to the `train.py` people already run, `--aa molly`. README.md in this folder says how it
+works and what to read in which order; each folder has such a page.
 
 Names load on first use: PyTorch imports this package in every process that imports torch.
 """
@@ -13,20 +12,39 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-    from timm_molly import functional, hub, loss
+    from timm_molly import functional, hub, loss, robustness
+    from timm_molly.classifier import Classifier, load
     from timm_molly.config import MollyConfig
+    from timm_molly.errors import UserError
+    from timm_molly.hub.push import push
     from timm_molly.mollify import Mollify
-    from timm_molly.plugin import register, unregister
+    from timm_molly.plugin.register import register, unregister
+    from timm_molly.robustness.compare import compare
+    from timm_molly.robustness.evaluate import evaluate
+    from timm_molly.robustness.fit import fit
+    from timm_molly.robustness.report import Report
     from timm_molly.target import CoupledTarget
 
-__all__ = ['CoupledTarget', 'Mollify', 'MollyConfig', 'functional', 'hub', 'loss', 'register', 'unregister']
+__all__ = [
+    *('Classifier', 'CoupledTarget', 'Mollify', 'MollyConfig', 'Report', 'UserError'),
+    *('compare', 'evaluate', 'fit', 'functional', 'hub', 'load', 'loss', 'push', 'register', 'robustness'),
+    'unregister',
+]
 
 _HOME = {
+    'Classifier': 'classifier',
     'CoupledTarget': 'target',
     'Mollify': 'mollify',
     'MollyConfig': 'config',
-    'register': 'plugin',
-    'unregister': 'plugin',
+    'Report': 'robustness.report',
+    'UserError': 'errors',
+    'compare': 'robustness.compare',
+    'evaluate': 'robustness.evaluate',
+    'fit': 'robustness.fit',
+    'load': 'classifier',
+    'push': 'hub.push',
+    'register': 'plugin.register',
+    'unregister': 'plugin.register',
 }
 
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 import numpy as np
+from torch import Tensor
+
+from timm_molly import functional
+from timm_molly.errors import UserError
 
 ROLES = 'xnbe'
 # What timm's auto_augment strings start with.
@@ -33,7 +37,7 @@ class MollyConfig:
         `'molly'` is the paper's setting, `'molly-b4-mxxnb'` milder and clean half of the time.
 
     Raises:
-        ValueError: A value is outside its range.
+        UserError: A value is outside its range.
     """
 
     roles: str = 'xnb'
@@ -45,7 +49,7 @@ class MollyConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.roles, str) or not self.roles or set(self.roles) - set(ROLES):
-            raise ValueError(
+            raise UserError(
                 f'molly roles must be one or more of the letters {", ".join(ROLES)} '
                 f'(clean, noise, blur, nothing but noise), such as xnb, got {self.roles!r}'
             )
@@ -55,18 +59,32 @@ class MollyConfig:
                 hint = (
                     '; labels that keep their confidence have a large power, 1000 say' if 'power' in field.name else ''
                 )
-                raise ValueError(f'molly {field.name} must be a finite number above 0, got {value!r}{hint}')
+                raise UserError(f'molly {field.name} must be a finite number above 0, got {value!r}{hint}')
+
+    def gamma(self, role: str, t: Tensor) -> Tensor:
+        """Label smoothing of images of a role at temperatures t, of any shape, in [0, 1]."""
+        return functional.label_gamma(role, t, self.noise_power, self.blur_power)
+
+    def confidence(self, role: str, t: Tensor, num_classes: int) -> Tensor:
+        """Confidence that their labels keep among a number of classes, shaped as `t`.
+
+        Example:
+            >>> import torch
+            >>> MollyConfig().confidence('b', torch.tensor([0.0, 0.5, 1.0]), num_classes=10)
+            tensor([1.0000, 0.5500, 0.1000])
+        """
+        return functional.confidence(self.gamma(role, t), num_classes)
 
     @classmethod
     def from_string(cls, string: str) -> MollyConfig:
         """Parse an aa string such as `'molly-b4-mxn'`; `str(config)` is the way back.
 
         Raises:
-            ValueError: It does not start with `molly`, or a section is unknown, malformed, out of range or given twice.
+            UserError: It does not start with `molly`, or a section is unknown, malformed, out of range or given twice.
         """
         name, *sections = string.split('-')
         if name != 'molly':
-            raise ValueError(
+            raise UserError(
                 f"a mollification string starts with 'molly' and joins its sections with '-' "
                 f"(and another policy with '+'), got {string!r}"
             )
@@ -76,12 +94,12 @@ class MollyConfig:
             key, text = _split_section(section, string)
             for field in _FIELDS[key]:
                 if field in values:
-                    raise ValueError(f'{field} is given twice in {string!r}, the second time by {section!r}')
+                    raise UserError(f'{field} is given twice in {string!r}, the second time by {section!r}')
                 values[field] = text if key == 'm' else float(text)
             try:
                 config = cls(**values)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise ValueError(f'section {section!r} in {string!r}: {error}') from None
+            except UserError as error:
+                raise UserError(f'section {section!r} in {string!r}: {error}') from None
         return config
 
     def __str__(self) -> str:
@@ -118,7 +136,7 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
         The settings (None if molly is not asked for) and timm's part of the string (None if there is none).
 
     Raises:
-        ValueError: molly is misspelt, given twice, or joined to a policy with anything but `+`, or there is more than
+        UserError: molly is misspelt, given twice, or joined to a policy with anything but `+`, or there is more than
             one policy beside it, or one that is none of timm's.
     """
     if 'molly' not in aa.lower():
@@ -127,20 +145,20 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
     ours = [policy for policy in policies if policy.lower().startswith('molly')]
     others = [policy for policy in policies if policy not in ours]
     if len(ours) != 1 or len(others) > 1 or any('molly' in policy.lower() or not policy for policy in others):
-        raise ValueError(
+        raise UserError(
             f"--aa takes molly once, joined with '+' to at most one other policy, such as "
             f"'rand-m9-mstd0.5-inc1+molly-b4', got {aa!r}"
         )
     config = MollyConfig.from_string(ours[0])
     if others and others[0].partition('-')[0] not in POLICIES:
-        raise ValueError(f'timm has no policy {others[0]!r}, which {aa!r} names; it has {", ".join(POLICIES)}')
+        raise UserError(f'timm has no policy {others[0]!r}, which {aa!r} names; it has {", ".join(POLICIES)}')
     return config, others[0] if others else None
 
 
 def _split_section(section: str, string: str) -> tuple[str, str]:
     match = re.fullmatch(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)', section)
     if match is None:
-        raise ValueError(f'unknown or malformed section {section!r} in {string!r}. Sections are {_SECTIONS}')
+        raise UserError(f'unknown or malformed section {section!r} in {string!r}. Sections are {_SECTIONS}')
     key, text = (group for group in match.groups() if group is not None)
     return key, text
 

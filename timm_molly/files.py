@@ -1,29 +1,108 @@
-"""Writing files whole or not at all."""
+"""Reading and writing files; what is written is there whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from timm_molly.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a place that cannot be written, or of a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of another library, and not of the system
+            raise
+        raise UserError(f'cannot write {error.filename or path}: {error.strerror}') from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, with its suffix, that takes its place if nothing is raised."""
-    handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """Yield a temporary file beside `path`, with its suffix, that takes its place if nothing is raised.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with writing(path):
+        handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8."""
+    """Write a text file in UTF-8, with the line ends that the text has.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_text(text, encoding='utf-8', newline='\n')
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it where they are not there yet, and return it.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read_bytes(path: Path, what: str = 'file', limit: int | None = None) -> bytes:
+    """Read a file.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error.
+        limit: Most bytes that such a file can have.
+
+    Raises:
+        UserError: There is none, it is larger, or it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise UserError(f'{path} is larger than any {what}: {size} bytes')
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f'no such {what}: {path}') from None
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+
+
+def read_json(path: Path, what: str = 'file', limit: int | None = None) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: As `read_bytes`; or it is not JSON.
+    """
+    content = read_bytes(path, what, limit)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not JSON: {error}') from None

@@ -142,6 +142,44 @@ def blur_gamma(t: Tensor, power: float = 1.0) -> Tensor:
     return t.pow(power)
 
 
+def label_gamma(role: str, t: Tensor, noise_power: float = 1.0, blur_power: float = 1.0) -> Tensor:
+    """Give the label smoothing of an image by what it became.
+
+    Args:
+        role: 'x' (clean: none), 'n' (`noise_gamma`), 'b' (`blur_gamma`) or 'e' (nothing but noise: all).
+        t: Temperatures of any shape, floating point in [0, 1].
+        noise_power: Label power of noise.
+        blur_power: Label power of blur.
+
+    Returns:
+        gamma in [0, 1], shaped as `t`.
+
+    Raises:
+        ValueError: `role` is no such letter, or `t` or a power is out of range.
+    """
+    if role == 'n':
+        return noise_gamma(t, noise_power)
+    if role == 'b':
+        return blur_gamma(t, blur_power)
+    if role not in ('x', 'e'):
+        raise ValueError(f"role must be 'x', 'n', 'b' or 'e', got {role!r}")
+    _check_values('t', t)
+    return torch.full_like(t, float(role == 'e'))
+
+
+def confidence(gamma: Tensor, num_classes: int) -> Tensor:
+    """Give the confidence that a label keeps in its class, `1 - gamma (K - 1) / K`: its entry for it after `smooth`.
+
+    Args:
+        gamma: Weights of the uniform part, of any shape, floating point in [0, 1].
+        num_classes: Number of classes K.
+
+    Returns:
+        Probabilities from 1 / K to 1, shaped as `gamma`.
+    """
+    return 1 - gamma * (num_classes - 1) / num_classes
+
+
 def smooth(y: Tensor, gamma: Tensor) -> Tensor:
     """Move soft labels towards the uniform distribution: `(1 - gamma) * y + gamma / K`.
 

@@ -9,13 +9,11 @@ from torch import Tensor
 from timm_molly.config import ROLES, MollyConfig
 from timm_molly.functional import (
     blur,
-    blur_gamma,
     check_images,
     check_min_scale,
     check_unit_interval,
     describe,
     noise,
-    noise_gamma,
     smooth,
 )
 from timm_molly.gaussian import standard_normal
@@ -133,7 +131,7 @@ class Mollify:
         turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles) if role != 'x']
         gamma = torch.zeros_like(t)
         for role, turn in turns:
-            gamma[turn] = self._gamma(role, t[turn])
+            gamma[turn] = self.config.gamma(role, t[turn])
         gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
         smoothed = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
         t = t.to(x.device, non_blocking=True)
@@ -155,11 +153,6 @@ class Mollify:
     def _check_splits(self, x: Tensor) -> None:
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
-
-    def _gamma(self, role: str, t: Tensor) -> Tensor:
-        if role == 'n':
-            return noise_gamma(t, self.config.noise_power)
-        return blur_gamma(t, self.config.blur_power) if role == 'b' else torch.ones_like(t)
 
     def _degrade(self, role: str, x: Tensor, t: Tensor, source: np.random.Generator | torch.Generator) -> None:
         """Degrade images in place."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from timm_molly.errors import UserError
+
 
 def eight_bits(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image to a mode of 8 bits a channel; 16 bits are scaled, 65535 to 255.
@@ -17,12 +19,12 @@ def eight_bits(image: Image.Image, mode: str) -> Image.Image:
         mode: 'L' or 'RGB'.
 
     Raises:
-        ValueError: The values are floating point or beyond 16 bits, so that nothing says which is white.
+        UserError: The values are floating point or beyond 16 bits, so that nothing says which is white.
     """
     if image.mode in ('I', 'F'):
         low, high = np.asarray(image).min(), np.asarray(image).max()
         if image.mode == 'F' or not 0 <= low <= high <= 65535:
-            raise ValueError(f'its pixels of mode {image.mode} go from {low:g} to {high:g}: save it with 8 or 16 bits')
+            raise UserError(f'its pixels of mode {image.mode} go from {low:g} to {high:g}: save it with 8 or 16 bits')
     if is_16_bit(image):
         # Through mode I, whose arithmetic all Pillows have.
         image = image.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')

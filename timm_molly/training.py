@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor
 
+from timm_molly.errors import UserError
+from timm_molly.files import read_bytes
 from timm_molly.weights import Checkpoint, one_line
 
 ARGS, WEIGHTS = 'args.yaml', 'model.safetensors'
@@ -17,19 +20,49 @@ DATA_KEYS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mod
 MAX_ARGS_BYTES = 2**20
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is known of the training that a classifier came out of.
+
+    Attributes:
+        checkpoint: Its file.
+        ema: Whether the weights are the EMA weights.
+        settings: train.py's arguments by name; empty where nothing tells them.
+        epoch: From 0, or None.
+        metric: What the epoch was chosen by, or None.
+    """
+
+    checkpoint: Path
+    ema: bool
+    settings: Mapping[str, Any]
+    epoch: int | None = None
+    metric: float | None = None
+
+    @property
+    def args(self) -> Path | None:
+        """The args.yaml beside the checkpoint, where there is one."""
+        path = self.checkpoint.with_name(ARGS)
+        return path if path.is_file() else None
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is one that train.py wrote."""
+    return any((folder / name).is_file() for name in (*CHECKPOINTS, ARGS))
+
+
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint in a training's folder, or the file itself.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     if not path.exists():
-        raise ValueError(f'no such folder or checkpoint: {path}')
+        raise UserError(f'no such folder or checkpoint: {path}')
     if not path.is_dir():
         return path
     found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
     if found is None:
-        raise ValueError(f'{path} has no {" or ".join(CHECKPOINTS)}; is it the folder that train.py wrote?')
+        raise UserError(f'{path} has no {" or ".join(CHECKPOINTS)}; is it the folder that train.py wrote?')
     return found
 
 
@@ -37,16 +70,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read an `args.yaml`.
 
     Raises:
-        ValueError: It is no mapping in YAML.
+        UserError: It is no mapping in YAML.
     """
-    if path.stat().st_size > MAX_ARGS_BYTES:
-        raise ValueError(f'{path} is larger than any {ARGS}: {path.stat().st_size} bytes')
+    content = read_bytes(path, ARGS, MAX_ARGS_BYTES)
     try:
-        settings = yaml.safe_load(path.read_bytes())
+        settings = yaml.safe_load(content)
     except Exception as error:  # PyYAML's constructors raise all sorts
-        raise ValueError(f'{path} is not YAML: {one_line(error)}') from None
+        raise UserError(f'{path} is not YAML: {one_line(error)}') from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(f"{path} is not train.py's: it holds no settings by name")
+        raise UserError(f"{path} is not train.py's: it holds no settings by name")
     return settings
 
 
@@ -72,6 +104,25 @@ def model_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in given.items() if value is not None}
 
 
+def inherited_arguments(name: str) -> dict[str, Any]:
+    """What a model that training started from was made with, where that is on the Hub or in a folder for it.
+
+    Raises:
+        UserError: Its config cannot be read.
+    """
+    from timm.models import _hub
+
+    source, _, model_id = name.partition(':')
+    if source not in ('hf-hub', 'local-dir'):
+        return {}
+    read = _hub.load_model_config_from_hf if source == 'hf-hub' else _hub.load_model_config_from_path
+    try:
+        found: dict[str, Any] = read(model_id)[2]
+    except Exception as error:  # the Hub's client raises all sorts
+        raise UserError(f'cannot read the config of {name}, from which training started: {one_line(error)}') from None
+    return found
+
+
 def count_classes(name: str, checkpoint: Checkpoint) -> int | None:
     """Number of rows of the last layer, where timm says which layer that is."""
     from timm.models import get_pretrained_cfg
@@ -87,14 +138,14 @@ def image_settings(model: Any, in_chans: int, settings: Mapping[str, Any], sourc
     """What train.py's validation did with its images, from settings that are not empty: a value of each `DATA_KEYS`.
 
     Raises:
-        ValueError: timm cannot make sense of the settings.
+        UserError: timm cannot make sense of the settings.
     """
     from timm.data import resolve_data_config
 
     try:
         found = resolve_data_config(dict(settings), model=model)
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f'{source} has no sound image settings: {one_line(error)}') from None
+        raise UserError(f'{source} has no sound image settings: {one_line(error)}') from None
     found['crop_mode'] = 'center'  # train.py hands on no other
     found['input_size'] = (in_chans, *found['input_size'][1:])
     return {key: found[key] for key in DATA_KEYS}

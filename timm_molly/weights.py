@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_molly.errors import UserError
+
 # PyTorch's own switches, which torch.load obeys whatever its caller asks for.
 _FORCE_SAFE, _FORCE_UNSAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
@@ -48,7 +50,7 @@ def create_model(name: str, arguments: Mapping[str, Any], trust: bool = False) -
         trust: Run code that the model's weights may have pickled.
 
     Raises:
-        ValueError: timm cannot make it, or its weights need pickled code.
+        UserError: timm cannot make it, or its weights need pickled code.
     """
     import timm
 
@@ -58,7 +60,7 @@ def create_model(name: str, arguments: Mapping[str, Any], trust: bool = False) -
         except Exception as error:  # timm, the Hub's client and the loaders raise all sorts
             if 'weights_only' in str(error) or isinstance(error, pickle.UnpicklingError):
                 raise _needs_code(name) from None
-            raise ValueError(f'timm cannot create {name!r}: {one_line(error)}') from None
+            raise UserError(f'timm cannot create {name!r}: {one_line(error)}') from None
 
 
 def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Checkpoint:
@@ -72,7 +74,7 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
         trust: Run code that the file may have pickled.
 
     Raises:
-        ValueError: It cannot be read, needs pickled code, or has no such weights.
+        UserError: It cannot be read, needs pickled code, or has no such weights.
     """
     from timm.models import clean_state_dict
 
@@ -82,7 +84,7 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
         try:
             checkpoint: Any = safetensors.torch.load_file(path)
         except Exception as error:  # SafetensorError is no ValueError
-            raise ValueError(f'{path} is not a safetensors file that can be read: {one_line(error)}') from None
+            raise UserError(f'{path} is not a safetensors file that can be read: {one_line(error)}') from None
     else:
         try:
             with _without_pickled_code(trust):
@@ -90,22 +92,22 @@ def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Ch
         except Exception as error:  # the unpickler raises all sorts on damaged files
             if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
                 raise _needs_code(path) from None
-            raise ValueError(f'{path} is not a checkpoint that can be read: {one_line(error)}') from None
+            raise UserError(f'{path} is not a checkpoint that can be read: {one_line(error)}') from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds no weights by name')
+        raise UserError(f'{path} holds no weights by name')
 
     def find(*keys: str) -> Any:
         return next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
 
     averaged = None if use_ema is False else find('state_dict_ema', 'model_ema')
     if use_ema and averaged is None:
-        raise ValueError(f'{path} has no EMA weights; leave --use-ema out')
+        raise UserError(f'{path} has no EMA weights; leave --use-ema out')
     state = find('state_dict', 'model') if averaged is None else averaged
     if state is None:  # under another name, if there is one set of weights and no other
         inner = [value for value in checkpoint.values() if isinstance(value, dict) and _all_tensors(value)]
         state = inner[0] if len(inner) == 1 else checkpoint
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f'{path} holds no weights by name')
+        raise UserError(f'{path} holds no weights by name')
     args, epoch, metric = (checkpoint.get(key) for key in ('args', 'epoch', 'metric'))
     return Checkpoint(
         {name: value for name, value in clean_state_dict(state).items() if '.aux_bn.' not in name},
@@ -129,13 +131,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: 
         source: Where the weights are from.
 
     Raises:
-        ValueError: They do not fit (which, and how), or are no tensors. The model may have changed by then.
+        UserError: They do not fit (which, and how), or are no tensors. The model may have changed by then.
     """
     own = model.state_dict()
     common = [key for key in own if key in state]
     foreign = [key for key in common if not isinstance(state[key], Tensor)]
     if foreign:
-        raise ValueError(f'{source} does not fit {name}: {some(foreign)} is no tensor')
+        raise UserError(f'{source} does not fit {name}: {some(foreign)} is no tensor')
     shapes = {
         key: f'{key} is {_kind(state[key])}, not {_kind(own[key])}'
         for key in common
@@ -148,7 +150,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: 
                 {key: value for key, value in state.items() if key not in shapes}, strict=False
             )
     except RuntimeError as error:  # tensors without values
-        raise ValueError(f'{source} does not fit {name}: {one_line(error)}') from None
+        raise UserError(f'{source} does not fit {name}: {one_line(error)}') from None
     missing, unknown = sorted({*loaded.missing_keys} - {*shapes}), sorted(loaded.unexpected_keys)
     wrong = [
         f'{len(keys)} {what}: {some(keys)}'
@@ -156,11 +158,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], name: str, source: 
         if keys
     ]
     if wrong:
-        raise ValueError(f'{source} does not fit {name}: {"; ".join(wrong)}')
+        raise UserError(f'{source} does not fit {name}: {"; ".join(wrong)}')
 
 
 def check_finite(model: nn.Module, source: object) -> None:
-    """Raise ValueError where a weight is NaN, or a parameter infinite."""
+    """Raise UserError where a weight is NaN, or a parameter infinite."""
     parameters = dict(model.named_parameters())
     broken = [
         name
@@ -168,7 +170,7 @@ def check_finite(model: nn.Module, source: object) -> None:
         if value.is_floating_point() and not (value.isfinite() if name in parameters else ~value.isnan()).all()
     ]
     if broken:
-        raise ValueError(f'{source} has weights that are not finite, as of a training that diverged: {some(broken)}')
+        raise UserError(f'{source} has weights that are not finite, as of a training that diverged: {some(broken)}')
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -195,8 +197,8 @@ def _without_pickled_code(trust: bool) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def _needs_code(what: object) -> ValueError:
-    return ValueError(
+def _needs_code(what: object) -> UserError:
+    return UserError(
         f'{what} needs pickled code to load, which could do anything on your machine; if you trust whoever made it, '
         f'timm-molly validate loads it with --trust-pickle'
     )

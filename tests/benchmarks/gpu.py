@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_molly import Mollify
-from timm_molly.loader import MollyLoader
+from timm_molly.plugin.loader import MollyLoader
 
 RUNS = 11
 PAUSE = 100_000_000  # cycles, some 50 ms: longer than the host takes to queue a call

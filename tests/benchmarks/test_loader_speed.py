@@ -7,7 +7,7 @@ import torch
 from timm.data import create_dataset, create_loader
 
 from timm_molly import register
-from timm_molly.loader import MollyLoader
+from timm_molly.plugin.loader import MollyLoader
 
 RUNS = 9
 

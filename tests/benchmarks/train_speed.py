@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from timm_molly.loader import MollyLoader
+from timm_molly.plugin.loader import MollyLoader
 
 
 def alternate(self):

@@ -6,7 +6,6 @@ load weights is used, so that no path can lead out of the folder and no pickle i
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,7 +15,10 @@ from typing import Any
 
 import torch
 
-from timm_molly.plugin import add_models
+from timm_molly.errors import UserError
+from timm_molly.files import read_json
+from timm_molly.plugin.register import add_models
+from timm_molly.robustness.report import Report
 from timm_molly.training import ARGS, MAX_ARGS_BYTES, WEIGHTS
 from timm_molly.weights import check_finite, create_model, fingerprint, load_weights, one_line, read_checkpoint
 
@@ -61,18 +63,18 @@ class Folder:
 
     model: Any
     config: Mapping[str, Any]
-    report: dict[str, Any] | None
+    report: Report | None
 
 
 def read_folder(folder: Path) -> Folder:
     """Read a model with its config and report.
 
     Raises:
-        ValueError: A file is missing, too large, malformed, or does not belong to the others.
+        UserError: A file is missing, too large, malformed, or does not belong to the others.
     """
     config = read_config(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f'{folder} has no {WEIGHTS}')
+        raise UserError(f'{folder} has no {WEIGHTS}')
     cfg, classes = config['pretrained_cfg'], config['num_classes']
     state = read_checkpoint(folder / WEIGHTS, use_ema=False).state
     arguments = {'num_classes': classes, 'in_chans': cfg['input_size'][0], **config['model_args']}
@@ -86,7 +88,7 @@ def read_folder(folder: Path) -> Folder:
     _check_logits(model.eval(), sketch, config, folder / CONFIG)
     digest = fingerprint(model)
     if config[ABOUT].get('sha256', digest) != digest:
-        raise ValueError(f'{folder / WEIGHTS} are not the weights that {CONFIG} was written for (sha256 {digest})')
+        raise UserError(f'{folder / WEIGHTS} are not the weights that {CONFIG} was written for (sha256 {digest})')
     report = read_report(folder / REPORT, digest) if (folder / REPORT).is_file() else None
     return Folder(model, config, report)
 
@@ -96,12 +98,12 @@ def _sketch(name: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with torch.device('meta'):
             return create_model(name, arguments)
-    except ValueError:
+    except UserError:
         return None
 
 
 def _check_logits(model: Any, sketch: Any, config: Mapping[str, Any], source: Path) -> None:
-    """Raise ValueError where a network gives no logits for images of its size, as without a pooling."""
+    """Raise UserError where a network gives no logits for images of its size, as without a pooling."""
     size, expected = config['pretrained_cfg']['input_size'], (1, config['num_classes'])
     wrong = None
     # Without memory first; not all operations can do that.
@@ -118,27 +120,22 @@ def _check_logits(model: Any, sketch: Any, config: Mapping[str, Any], source: Pa
             return
         wrong = f'gives {shape} for an image of {size}, and no logits {expected}'
     if wrong:
-        raise ValueError(f'{source}: the network {wrong}')
+        raise UserError(f'{source}: the network {wrong}')
 
 
-def read_report(path: Path, digest: str) -> dict[str, Any]:
+def read_report(path: Path, digest: str) -> Report:
     """Read a report of `timm-molly validate` on the weights of a fingerprint.
 
     Raises:
-        ValueError: It is no report, was edited, or measured other weights.
+        UserError: It is no report, or measured other weights.
     """
-    from timm_molly.robustness import report
-
-    path = path / REPORT if path.is_dir() else path
-    _check_size(path, REPORT)
-    found = report.read(path)
-    report.check(found, path)
-    if found['model'].get('sha256') != digest:
-        raise ValueError(
-            f'{path} measured another model or other weights, {report.label(found["model"])}: measure the ones that it '
-            f'is to go with (--use-ema for EMA weights)'
+    report = Report.load(path)
+    if report.model.sha256 != digest:
+        raise UserError(
+            f'{path} measured another model or other weights, {report.model.label}: measure the ones that it is to go '
+            f'with (--use-ema for EMA weights)'
         )
-    return found
+    return report
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -149,20 +146,14 @@ def read_config(path: Path) -> dict[str, Any]:
         and 'label_names' where there are any; and what timm-molly noted, under `ABOUT`.
 
     Raises:
-        ValueError: It is missing, malformed or unreasonable (what, and its value).
+        UserError: It is missing, malformed or unreasonable (what, and its value).
     """
-    if not path.is_file():
-        raise ValueError(f'no such file: {path}')
-    _check_size(path, CONFIG)
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is not JSON: {error}') from None
+    config = read_json(path, 'file', MAX_BYTES[CONFIG])
 
     def check(good: bool, what: str, value: Any) -> None:
         if not good:
             shown = repr(value)
-            raise ValueError(f'{path}: {what}, got {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
+            raise UserError(f'{path}: {what}, got {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
 
     check(isinstance(config, dict), 'a config is a mapping', config)
     cfg = config.get('pretrained_cfg')
@@ -224,21 +215,16 @@ def check_arguments(arguments: Any, source: str) -> None:
     """Check what a model is made with besides its name.
 
     Raises:
-        ValueError: It is no mapping of names to plain values, or names other weights, files or places.
+        UserError: It is no mapping of names to plain values, or names other weights, files or places.
     """
     if not isinstance(arguments, dict):
-        raise ValueError(f'{source} must be a mapping, got {arguments!r}')
+        raise UserError(f'{source} must be a mapping, got {arguments!r}')
     for key, value in arguments.items():
         good = isinstance(key, str) and key.isidentifier() and key not in RESERVED and not key.startswith('pretrained')
         if not good:
-            raise ValueError(f'{source} has an argument that is not for a model, {str(key)[:80]!r}')
+            raise UserError(f'{source} has an argument that is not for a model, {str(key)[:80]!r}')
         if not _is_plain(value):
-            raise ValueError(f'{source} {key} is no plain value')
-
-
-def _check_size(path: Path, name: str) -> None:
-    if path.is_file() and path.stat().st_size > MAX_BYTES[name]:
-        raise ValueError(f'{path} is larger than any {name}: {path.stat().st_size} bytes')
+            raise UserError(f'{source} {key} is no plain value')
 
 
 def _is_int(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from timm_molly.config import split_aa
 from timm_molly.hub.folder import ABOUT, check_arguments, read_folder
-from timm_molly.plugin import add_models
+from timm_molly.plugin.register import add_models
 from timm_molly.training import (
     ARGS,
     DATA_KEYS,

@@ -1,29 +1,50 @@
-"""The pictures of a report, drawn from its dict alone."""
+"""The pictures of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from timm_molly.preview import save_figure as save
-from timm_molly.robustness.metrics import BINS
-from timm_molly.robustness.names import GROUPS, HELD_OUT
+from timm_molly.preview import save_figure
+from timm_molly.robustness import render
+from timm_molly.robustness.corruptions.names import GROUPS, HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['comparison', 'corruptions', 'fit', 'mollification', 'save']
+    from timm_molly.robustness.fit import Power
+    from timm_molly.robustness.report import Cell, Metrics, Report
 
 COLOURS = {'noise': '#c2452d', 'blur': '#2f6db3', 'weather': '#3c8d5a', 'digital': '#8757a6', 'held out': '#8a8a8a'}
 NAMES = ('error-by-severity', 'reliability', 'heat-map', 'confidence')  # of the pictures of a report
 REPORTS = ('#8a8a8a', '#c2452d', '#2f6db3', '#3c8d5a', '#8757a6', '#c08a1e')
+PANELS = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
 
 
-def corruptions(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """Error against severity, reliability and heat map."""
+def save_all(report: Report, folder: Path) -> list[str]:
+    """Draw the pictures of a report into a folder, and return their names without .png.
+
+    Raises:
+        UserError: matplotlib is missing, or the folder cannot be written.
+    """
+    pictures = draw(report)
+    for name, figure in pictures.items():
+        width = int(16 * figure.get_figwidth())  # characters, of this size
+        lines = textwrap.fill(render.title(report), width, break_on_hyphens=False)
+        figure.suptitle(lines.replace('$', r'\$'), fontsize=7, color='#666666')
+        save_figure(figure, folder / f'{name}.png')
+    return list(pictures)
+
+
+def draw(report: Report) -> dict[str, Figure]:
+    """Draw a report: error by severity, reliability and heat map; or confidence against t of mollification."""
+    if report.benchmark.mollified:
+        return {'confidence': _confidence(report)}
     return {
         'error-by-severity': _error_by_severity(report),
         'reliability': _reliability(report),
@@ -31,154 +52,138 @@ def corruptions(report: Mapping[str, Any]) -> dict[str, Figure]:
     }
 
 
-def mollification(report: Mapping[str, Any]) -> dict[str, Figure]:
+def fit(report: Report, powers: Mapping[str, Power]) -> Figure:
+    """Share of correct answers against t with the confidence of the fitted label beside the paper's."""
+    figure = blank(4.2 * len(powers), 3.6)
+    for ax, (name, power) in zip(panels(figure, 1, len(powers))[0], powers.items(), strict=True):
+        t, correct, _ = curve(report, name)
+        ax.plot(t, correct, 'o', color=COLOURS[name], markersize=4, label='share correct')
+        fine = np.linspace(0, 1, 101)
+        ax.plot(fine, power.confidence(fine), '-', color=COLOURS[name], label=f'fitted label, k = {power.power:g}')
+        ax.plot(fine, power.confidence(fine, 1.0), ':', color='#333333', label="paper's label, k = 1")
+        dress(ax, f'{name}: rms gap {power.rms:.3f}, largest {power.largest:.3f}', 't (0 is clean)')
+        ax.set_ylim(0, 1.02)
+        ax.legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+def comparison(reports: Sequence[Report], names: Sequence[str]) -> Figure:
+    """Error, NLL and ECE of two or more reports, by group of corruptions or against t."""
+    if reports[0].benchmark.mollified:
+        return _compared_by_t(reports, names)
+    return _compared_by_group(reports, names)
+
+
+def curve(report: Report, name: str) -> tuple[list[float], list[float], list[float]]:
+    """t, share of correct answers and mean confidence, the clean images first where they were measured."""
+    cells = {**report.at('clean'), **report.at(name)}
+    return list(cells), [1 - cell.error for cell in cells.values()], [cell.confidence for cell in cells.values()]
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of a width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout='constrained')
+
+
+def panels(figure: Figure, rows: int, columns: int, **shared: bool | str) -> Sequence[Sequence[Axes]]:
+    """Rows of panels, also where there is one."""
+    axes: Sequence[Sequence[Axes]] = figure.subplots(rows, columns, squeeze=False, **shared)
+    return axes
+
+
+def dress(ax: Axes, heading: str, below: str) -> None:
+    """Give a panel its heading, the name of its x axis, and the look of all others."""
+    ax.set_title(heading, fontsize=10)
+    ax.set_xlabel(below, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[['top', 'right']].set_visible(False)
+
+
+def scaled(metrics: Metrics, metric: str) -> float:
+    """A figure as it is drawn: an error in percent."""
+    return metrics[metric] * (100 if metric == 'error' else 1)
+
+
+def _confidence(report: Report) -> Figure:
     """Share of correct answers, confidence and taught confidence against t."""
-    names = list(report['cells'])
-    figure = blank(4.2 * len(names), 3.6)
-    for ax, name in zip(np.ravel(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+    figure = blank(4.2 * len(report.names), 3.6)
+    for ax, name in zip(panels(figure, 1, len(report.names), sharey=True)[0], report.names, strict=True):
         t, correct, confidence = curve(report, name)
         ax.plot(t, correct, '-o', color=COLOURS[name], markersize=3.5, label='share correct')
         ax.plot(t, confidence, '--s', color='#333333', markersize=3, label='mean confidence')
-        if report['taught']:
-            taught = [1.0, *report['taught'][name].values()][-len(t) :]
-            by = report['benchmark']['taught']
-            ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {by}')
+        if report.taught:
+            taught = [1.0, *report.taught[name].values()][-len(t) :]
+            ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {report.benchmark.taught}')
         dress(ax, f'{name}', 't (0 is clean)')
         ax.set_ylim(0, 1.02)
         ax.legend(frameon=False, fontsize=7.5)
-    return {'confidence': figure}
-
-
-def fit(report: Mapping[str, Any], fitted: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Share of correct answers against t with the confidence of the fitted label beside the paper's."""
-    figure = blank(4.2 * len(fitted), 3.6)
-    for ax, name in zip(np.ravel(figure.subplots(1, len(fitted), sharey=True)), fitted, strict=True):
-        t, correct, _ = curve(report, name)
-        found = fitted[name]
-        ax.plot(t, correct, 'o', color=COLOURS[name], markersize=4, label='share correct')
-        ax.plot(
-            found['t'], found['confidence'], '-', color=COLOURS[name], label=f'fitted label, k = {found["power"]:g}'
-        )
-        ax.plot(found['t'], found['paper'], ':', color='#333333', label="paper's label, k = 1")
-        dress(ax, f'{name}: rms gap {found["rms"]:.3f}, largest {found["largest"]:.3f}', 't (0 is clean)')
-        ax.set_ylim(0, 1.02)
-        ax.legend(frameon=False, fontsize=7.5)
     return figure
 
 
-def comparison(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
-    """Error, NLL and ECE of two or more reports, by group or against t."""
-    metrics = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
-    if reports[0]['benchmark']['kind'] == 'mollification':
-        kinds = list(reports[0]['cells'])
-        figure = blank(10, 2.9 * len(kinds))
-        rows = np.reshape(figure.subplots(len(kinds), len(metrics), sharex=True), (len(kinds), len(metrics)))
-        for row, kind in zip(rows, kinds, strict=True):
-            for ax, (metric, heading) in zip(row, metrics.items(), strict=True):
-                for report, name, colour in zip(reports, names, REPORTS, strict=False):
-                    cells = ([('0', report['clean'])] if report['clean'] else []) + [*report['cells'][kind].items()]
-                    values = [_scaled(cell[metric], metric) for _, cell in cells]
-                    ax.plot([float(t) for t, _ in cells], values, '-o', color=colour, markersize=3, label=name)
-                dress(ax, f'{kind}: {heading}', 't (0 is clean)')
-                ax.set_ylim(bottom=0)
-        rows[0][0].legend(frameon=False, fontsize=8)
-        return figure
-    groups = list(reports[0]['summary']['groups'])
-    held_out = [name for name in HELD_OUT if name in reports[0]['cells']]
-    columns = ['clean'] * bool(reports[0]['clean']) + groups + ['mean'] * bool(groups) + held_out
-    figure = blank(11, 3.4)
-    for ax, (metric, heading) in zip(figure.subplots(1, len(metrics)), metrics.items(), strict=True):
-        width = 0.8 / len(reports)
-        for i, (report, name, colour) in enumerate(zip(reports, names, REPORTS, strict=False)):
-            summary = {**report['summary']['corruptions'], **report['summary']['groups']}
-            summary |= {'clean': report['clean'], 'mean': report['summary']['mean']}
-            values = [_scaled(summary[column][metric], metric) for column in columns]
-            ax.bar(
-                np.arange(len(columns)) + (i - (len(reports) - 1) / 2) * width, values, width, color=colour, label=name
-            )
-        dress(ax, heading, '')
-        names_below = [column.replace('_', ' ') for column in columns]
-        ax.set_xticks(
-            range(len(columns)), names_below, rotation=30 * bool(held_out), ha='right' if held_out else 'center'
-        )
-        ax.set_ylim(bottom=0)
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside lower center', ncols=2)
-    return figure
-
-
-def curve(report: Mapping[str, Any], name: str) -> tuple[list[float], list[float], list[float]]:
-    """t, share of correct answers and mean confidence, the clean images first where they were measured."""
-    cells = ([('0', report['clean'])] if report['clean'] else []) + [*report['cells'][name].items()]
-    correct = [float('nan') if cell['error'] is None else 1 - cell['error'] for _, cell in cells]
-    confidence = [float('nan') if cell['error'] is None else cell['confidence'] for _, cell in cells]
-    return [float(t) for t, _ in cells], correct, confidence
-
-
-def _error_by_severity(report: Mapping[str, Any]) -> Figure:
+def _error_by_severity(report: Report) -> Figure:
     figure = blank(5, 3.6)
     ax = figure.subplots()
-    severities = report['benchmark']['severities']
+    clean = report.at('clean')
+    at = [*clean, *report.benchmark.severities]
     for group, members in {**GROUPS, 'held out': HELD_OUT}.items():
-        cells = [report['cells'][name] for name in members if name in report['cells']]
-        if not cells:
-            continue
-        errors = [float(np.mean([_scaled(cell[str(s)]['error'], 'error') for cell in cells])) for s in severities]
-        at = list(severities)
-        if report['clean']:
-            at, errors = [0, *at], [_scaled(report['clean']['error'], 'error'), *errors]
-        ax.plot(at, errors, '-o', color=COLOURS[group], markersize=4, label=group)
-    dress(ax, 'error in %', 'severity (0 is clean)' if report['clean'] else 'severity')
+        of = [report.at(name) for name in members if name in report.names]
+        if of:
+            errors = [100 * float(np.mean([cells[s].error for cells in of])) for s in report.benchmark.severities]
+            errors = [100 * cell.error for cell in clean.values()] + errors
+            ax.plot(at, errors, '-o', color=COLOURS[group], markersize=4, label=group)
+    dress(ax, 'error in %', 'severity (0 is clean)' if clean else 'severity')
     ax.set_xticks(at)
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _reliability(report: Mapping[str, Any]) -> Figure:
-    corrupted = [cell for name in report['cells'] for cell in report['cells'][name].values()]
-    panels = {'clean': [report['clean']], 'corrupted': corrupted} if report['clean'] else {'corrupted': corrupted}
-    figure, keys = blank(3.8 * len(panels), 4.2), None
-    for ax, (name, cells) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        bins = [cell['bins'] for cell in cells if cell['bins'] is not None]
-        left_out = f' ({len(cells) - len(bins)} not finite, left out)' if len(bins) < len(cells) else ''
-        ax.plot((0, 1), (0, 1), ':', color='#333333', linewidth=1)
-        if bins:
-            images, correct, confidence = (
-                np.sum([b[key] for b in bins], 0) for key in ('images', 'correct', 'confidence')
-            )
-            some = images > 0
-            left = np.arange(BINS) / BINS
-            ax.bar(
-                left[some],
-                (images / images.sum())[some],
-                1 / BINS,
-                align='edge',
-                color='#dddddd',
-                label='share of images',
-            )
-            ax.plot(
-                (confidence[some] / images[some]),
-                (correct[some] / images[some]),
-                '-o',
-                color='#c2452d',
-                markersize=4,
-                label='share correct',
-            )
-            ece = np.abs(correct - confidence).sum() / images.sum()
-            name += f', ECE {ece:.3f}' + (' of all images together' if len(bins) > 1 else '') + left_out
-        dress(ax, name, 'confidence')
+def _reliability(report: Report) -> Figure:
+    corrupted = [cell for (name, _), cell in report.cells.items() if name != 'clean']
+    of = {'clean': [*report.at('clean').values()], 'corrupted': corrupted}
+    of = {name: cells for name, cells in of.items() if cells}
+    figure, keys = blank(3.8 * len(of), 4.2), None
+    for ax, (name, cells) in zip(panels(figure, 1, len(of))[0], of.items(), strict=True):
+        heading = _reliability_panel(ax, name, cells)
+        dress(ax, heading, 'confidence')
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)
-        if bins:
+        if any(cell.bins for cell in cells):
             keys = ax.get_legend_handles_labels()
     if keys:
         figure.legend(*keys, frameon=False, fontsize=8, loc='outside lower center', ncols=2)
     return figure
 
 
-def _heat_map(report: Mapping[str, Any]) -> Figure:
-    names, severities = list(report['cells']), report['benchmark']['severities']
-    errors = np.array([[_scaled(report['cells'][n][str(s)]['error'], 'error') for n in names] for s in severities])
+def _reliability_panel(ax: Axes, name: str, cells: Iterable[Cell]) -> str:
+    """Draw the bins of cells together, and return the heading."""
+    bins = [cell.bins for cell in cells]
+    known = [each for each in bins if each is not None]
+    left_out = f' ({len(bins) - len(known)} not finite, left out)' if len(known) < len(bins) else ''
+    ax.plot((0, 1), (0, 1), ':', color='#333333', linewidth=1)
+    if not known:
+        return name + left_out
+    images = np.sum([each.images for each in known], 0)
+    correct = np.sum([each.correct for each in known], 0)
+    confidence = np.sum([each.confidence for each in known], 0)
+    some = images > 0
+    width = 1 / len(images)
+    left = np.arange(len(images)) * width
+    shares = (images / images.sum())[some]
+    ax.bar(left[some], shares, width, align='edge', color='#dddddd', label='share of images')
+    x, y = (confidence[some] / images[some]), (correct[some] / images[some])
+    ax.plot(x, y, '-o', color='#c2452d', markersize=4, label='share correct')
+    ece = np.abs(correct - confidence).sum() / images.sum()
+    return f'{name}, ECE {ece:.3f}' + (' of all images together' if len(known) > 1 else '') + left_out
+
+
+def _heat_map(report: Report) -> Figure:
+    names, severities = report.names, report.benchmark.severities
+    errors = np.array([[100 * report[name, s].error for name in names] for s in severities])
     figure = blank(1.6 + 0.62 * len(names), 1.8 + 0.42 * len(severities))
     ax = figure.subplots()
     picture = ax.imshow(errors, cmap='magma_r', vmin=0, vmax=100, aspect='auto')
@@ -194,22 +199,38 @@ def _heat_map(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def blank(width: float, height: float) -> Figure:
-    """An empty figure of a width and height in inches."""
-    from matplotlib.figure import Figure
+def _compared_by_t(reports: Sequence[Report], names: Sequence[str]) -> Figure:
+    kinds = reports[0].names
+    figure = blank(10, 2.9 * len(kinds))
+    axes = panels(figure, len(kinds), len(PANELS), sharex=True)
+    for row, kind in zip(axes, kinds, strict=True):
+        for ax, (metric, heading) in zip(row, PANELS.items(), strict=True):
+            for report, name, colour in zip(reports, names, REPORTS, strict=False):
+                cells = {**report.at('clean'), **report.at(kind)}
+                values = [scaled(cell, metric) for cell in cells.values()]
+                ax.plot(list(cells), values, '-o', color=colour, markersize=3, label=name)
+            dress(ax, f'{kind}: {heading}', 't (0 is clean)')
+            ax.set_ylim(bottom=0)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
 
-    return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
-
-def dress(ax: Axes, heading: str, below: str) -> None:
-    """Give a panel its heading, the name of its x axis, and the look of all others."""
-    ax.set_title(heading, fontsize=10)
-    ax.set_xlabel(below, fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.grid(alpha=0.25, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[['top', 'right']].set_visible(False)
-
-
-def _scaled(value: float | None, metric: str) -> float:
-    return float('nan') if value is None else 100 * value if metric == 'error' else value
+def _compared_by_group(reports: Sequence[Report], names: Sequence[str]) -> Figure:
+    held_out = [name for name in HELD_OUT if name in reports[0].names]
+    groups = [*reports[0].groups]
+    columns = ['clean'] * bool(reports[0].at('clean')) + groups + ['mean'] * bool(groups) + held_out
+    figure = blank(11, 3.4)
+    for ax, (metric, heading) in zip(panels(figure, 1, len(PANELS))[0], PANELS.items(), strict=True):
+        width = 0.8 / len(reports)
+        for i, (report, name, colour) in enumerate(zip(reports, names, REPORTS, strict=False)):
+            of: dict[str, Metrics] = {**report.corruptions, **report.groups, 'mean': report.mean}
+            if ('clean', 0) in report:
+                of['clean'] = report.clean
+            at = np.arange(len(columns)) + (i - (len(reports) - 1) / 2) * width
+            ax.bar(at, [scaled(of[column], metric) for column in columns], width, color=colour, label=name)
+        dress(ax, heading, '')
+        below = [column.replace('_', ' ') for column in columns]
+        ax.set_xticks(range(len(columns)), below, rotation=30 * bool(held_out), ha='right' if held_out else 'center')
+        ax.set_ylim(bottom=0)
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside lower center', ncols=2)
+    return figure

@@ -1,151 +1,129 @@
-"""The metrics of one cell (one corruption at one severity), and their means over cells.
-
-A cell's result is a plain dict, as it goes into the report: `images`, the metrics of `METRICS`, and `bins`.
-"""
+"""Error, NLL, Brier score, ECE and mean confidence of a classifier, as one torchmetrics metric."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-METRICS = ('error', 'nll', 'brier', 'ece', 'confidence')
-BINS = 15
+from timm_molly.errors import needs
+from timm_molly.functional import describe
+from timm_molly.robustness.report import BIN_COUNT, Bins, Cell
 
-# A cell by its place: ('fog', 3), or ('noise', 0.25) for mollification at t, or ('clean', 0).
-Cells = Mapping[tuple[str, float], Mapping[str, Any]]
-
-# Errors of AlexNet on ImageNet-C, means over the severities, and on the clean images (Hendrycks & Dietterich, 2019, and
-# the raw figures of the AugMix authors).
-ALEXNET = {
-    'gaussian_noise': 0.886428,
-    'shot_noise': 0.894468,
-    'impulse_noise': 0.922640,
-    'defocus_blur': 0.819880,
-    'glass_blur': 0.826268,
-    'motion_blur': 0.785948,
-    'zoom_blur': 0.798360,
-    'snow': 0.866816,
-    'frost': 0.826572,
-    'fog': 0.819324,
-    'brightness': 0.564592,
-    'contrast': 0.853204,
-    'elastic_transform': 0.646056,
-    'pixelate': 0.717840,
-    'jpeg_compression': 0.606500,
-}
-ALEXNET_CLEAN = 0.435
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise needs('measuring', 'robustness', error) from None
 
 
-class CellMetrics:
-    """Accumulates error, NLL, Brier score, ECE and mean confidence in float64, a few numbers whatever the images.
+class Calibration(Metric):  # type: ignore[misc]
+    """Accumulate what says how often a classifier is right, and whether it knows.
+
+    `compute` gives a scalar, float64, for each of
 
     * error: share of images whose largest logit is not the label's.
-    * nll: mean of -log p(label).
+    * nll: mean of -log p(label), in nats.
     * brier: mean of sum_k (p_k - [k is the label])**2, 0 to 2.
     * ece: sum over 15 equal-width bins (low, high] of the confidence of |share correct - confidence| x share of images.
-      From the bins and not from torchmetrics, which rounds confidences to float32 and gives those that round to 1, with
-      a confident net most of them, a sixteenth bin.
     * confidence: mean of max_k p_k.
+
+    All are NaN where the logits of a single image were not finite. Sums of a few numbers are kept, whatever the number
+    of images, and added up over ranks. Arithmetic is in float64 on the metric's device. (torchmetrics' own calibration
+    error rounds confidences to float32 and gives those that round to 1, with a confident network most of them, a
+    sixteenth bin.)
+
+    Source of the ECE: Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
+    AAAI 2015; its 15 bins: Guo, Pleiss, Sun, Weinberger, ICML 2017, https://arxiv.org/abs/1706.04599.
+
+    Args:
+        num_classes: Number of classes K.
+        **kwargs: Of `torchmetrics.Metric`.
+
+    Raises:
+        UserError: torchmetrics is missing (on import).
+
+    Example:
+        >>> metric = Calibration(num_classes=3)
+        >>> metric.update(torch.tensor([[4.0, 0, 0], [0, 2, 0]]), torch.tensor([0, 2]))
+        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
+        {'error': 0.5, 'nll': 1.138, 'brier': 0.71, 'ece': 0.411, 'confidence': 0.876}
     """
 
-    def __init__(self) -> None:
-        from torchmetrics import MeanMetric  # here, because a reader of reports needs no torchmetrics
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
 
-        self.means = {name: MeanMetric(nan_strategy='ignore').set_dtype(torch.float64) for name in METRICS}
-        del self.means['ece']
-        self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # images, correct ones, sum of confidences
-        self.images = 0
-        self.not_finite = 0
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f'num_classes must be a whole number from 1 on, got {num_classes!r}')
+        self.num_classes = num_classes
+        self.add_state('images', torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
+        self.add_state('not_finite', torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
+        for name in ('errors', 'nll', 'brier', 'confidence'):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx='sum')
+        # By bin: images, correct ones, sum of confidences.
+        self.add_state('bins', torch.zeros(3, BIN_COUNT, dtype=torch.float64), dist_reduce_fx='sum')
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add a batch.
 
         Args:
-            logits: (B, K), any floating point dtype, any device.
+            logits: (B, K), any floating dtype, any device.
             target: Class indices (B,), int64, each in [0, K).
+
+        Raises:
+            ValueError: A shape, dtype or class is not as above.
         """
-        logits, target = logits.cpu().double(), target.cpu()
+        self._check(logits, target)
+        logits, target = logits.detach().to(self.device).double(), target.to(self.device)
         nll = F.cross_entropy(logits, target, reduction='none')
         finite = nll.isfinite()
         self.images += len(target)
-        self.not_finite += int((~finite).sum())
+        self.not_finite += (~finite).sum()
         if not finite.all():
-            return  # the cell has no result any more
+            return  # there are no figures any more
         p = logits.softmax(1)
         confidence, prediction = p.max(1)
         correct = (prediction == target).double()
-        brier = (p - F.one_hot(target, p.shape[1])).square().sum(1)
-        for name, values in (('error', 1 - correct), ('nll', nll), ('brier', brier), ('confidence', confidence)):
-            self.means[name].update(values)
-        place = (torch.ceil(confidence * BINS) - 1).long().clamp(0, BINS - 1)
+        self.errors += (1 - correct).sum()
+        self.nll += nll.sum()
+        self.brier += (p - F.one_hot(target, self.num_classes)).square().sum(1).sum()
+        self.confidence += confidence.sum()
+        place = (torch.ceil(confidence * BIN_COUNT) - 1).long().clamp(0, BIN_COUNT - 1)
         self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidence), correct, confidence]))
 
-    def result(self) -> dict[str, Any]:
-        """Return the cell: None for every metric where a single image had logits that are not finite."""
-        if self.not_finite:
-            return {'images': self.images, 'not_finite': self.not_finite, **dict.fromkeys((*METRICS, 'bins'))}
-        images, correct, confidence = self.bins
-        values = {name: float(mean.compute()) for name, mean in self.means.items()}
-        values['ece'] = float((correct - confidence).abs().sum() / self.images)
-        bins = {'images': images, 'correct': correct, 'confidence': confidence}
+    def compute(self) -> dict[str, Tensor]:
+        """Return each figure by its name, scalars of float64."""
+        images = torch.where(self.not_finite > 0, torch.nan, self.images.double())
+        _, correct, confidence = self.bins
         return {
-            'images': self.images,
-            **{name: values[name] for name in METRICS},
-            'bins': {name: row.tolist() for name, row in bins.items()},
+            'error': self.errors / images,
+            'nll': self.nll / images,
+            'brier': self.brier / images,
+            'ece': (correct - confidence).abs().sum() / images,
+            'confidence': self.confidence / images,
         }
 
+    def cell(self, labels: str) -> Cell:
+        """Return the figures as a report has them.
 
-def mean(cells: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Mean of each metric over cells; None where one of them has none, or where there are no cells."""
-    rows = list(cells)
-    return {
-        name: fmean(row[name] for row in rows) if rows and all(row[name] is not None for row in rows) else None
-        for name in METRICS
-    }
+        Args:
+            labels: Fingerprint of the labels.
+        """
+        bins = None if self.not_finite else Bins(*(tuple(row) for row in self.bins.tolist()))
+        figures = {name: float(value) for name, value in self.compute().items()}
+        return Cell(**figures, images=int(self.images), bins=bins, labels=labels, not_finite=int(self.not_finite))
 
-
-def summarise(cells: Cells, groups: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """Average cells over the severities of a corruption, then the corruptions of a group, and all those in groups.
-
-    Args:
-        cells: Results by (corruption, severity).
-        groups: Corruptions by group; those not among the cells are left out, and a group without any as well.
-
-    Returns:
-        'corruptions', 'groups' (name -> metrics), 'mean' (metrics over all corruptions that are in a group).
-    """
-    names = list(dict.fromkeys(name for name, _ in cells if name != 'clean'))
-    corruptions = {name: mean(cell for (n, _), cell in cells.items() if n == name) for name in names}
-    members = {group: [name for name in of if name in corruptions] for group, of in groups.items()}
-    return {
-        'corruptions': corruptions,
-        'groups': {group: mean(corruptions[name] for name in of) for group, of in members.items() if of},
-        'mean': mean(corruptions[name] for of in members.values() for name in of),
-    }
-
-
-def corruption_errors(
-    corruptions: Mapping[str, Mapping[str, float | None]], clean: float | None
-) -> tuple[float | None, float | None]:
-    """Mean corruption error and relative mCE of Hendrycks & Dietterich (2019), 1 being AlexNet's.
-
-    Args:
-        corruptions: Mean over severities 1 to 5 by corruption, with 'error'.
-        clean: Error on the clean images, None where it was not measured.
-
-    Returns:
-        mCE, None unless all 15 corruptions have an error, and relative mCE, None without a clean error too.
-    """
-    errors = {name: corruptions.get(name, {}).get('error') for name in ALEXNET}
-    known = {name: error for name, error in errors.items() if error is not None}
-    if len(known) < len(ALEXNET):
-        return None, None
-    mce = fmean(known[name] / alexnet for name, alexnet in ALEXNET.items())
-    if clean is None:
-        return mce, None
-    return mce, fmean((known[name] - clean) / (alexnet - ALEXNET_CLEAN) for name, alexnet in ALEXNET.items())
+    def _check(self, logits: Tensor, target: Tensor) -> None:
+        if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] != self.num_classes:
+            raise ValueError(f'logits must be floating point (B, {self.num_classes}), got {describe(logits)}')
+        if target.shape != logits.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
+            raise ValueError(f'target must hold class indices ({len(logits)},), got {describe(target)}')
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
+            raise ValueError(
+                f'target must hold classes from 0 to {self.num_classes - 1}, got {int(target.min())} '
+                f'to {int(target.max())}'
+            )

@@ -1,205 +1,500 @@
-"""The report of a measured model: JSON, CSV, Markdown and a table for the terminal; and two or more side by side."""
+"""The report of a measured classifier: typed, saved as JSON and loaded again. What can be computed from it is."""
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import json
 import math
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
-import numpy as np
+import torch
 
 from timm_molly.config import MollyConfig
-from timm_molly.files import write_text
-from timm_molly.functional import blur_gamma, noise_gamma
-from timm_molly.robustness import figures
-from timm_molly.robustness.metrics import BINS, METRICS, Cells, corruption_errors, summarise
-from timm_molly.robustness.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
+from timm_molly.errors import UserError
+from timm_molly.files import make_folder, read_json, write_json, write_text
+from timm_molly.plain import from_plain, short
+from timm_molly.robustness import render
+from timm_molly.robustness.corruptions.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
+from timm_molly.robustness.mce import mean_corruption_error, relative_mean_corruption_error
 
 SCHEMA = 'timm-molly/robustness'
 VERSION = 1
+FILE = 'report.json'
+MAX_BYTES = 2**24
 PACKAGES = ('timm-molly', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'imagecorruptions-imaug', 'opencv-python')
-PREPARATION = ('input_size', 'crop_pct', 'crop_mode', 'interpolation')
-BIN_KEYS = ('images', 'correct', 'confidence')
-HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
+BIN_COUNT = 15
 
-Report = dict[str, Any]
-Row = list[str]
+# Where a cell is: ('clean', 0), ('fog', 3), or ('noise', 0.25) for noise of mollification at t.
+Place = tuple[str, float]
+CLEAN: Place = ('clean', 0)
 
 
-def build(
-    model: Mapping[str, Any], benchmark: Mapping[str, Any], data: Mapping[str, Any], cells: Cells, command: str
-) -> Report:
-    """Make the report from the cells; the same cells give the same report.
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of a classifier; NaN where the logits of an image were not finite.
 
-    Args:
-        model: What is measured.
-        benchmark: On what: 'kind' ('on the fly', 'official', 'mollification') and what else tells it from others.
-        data: The images.
-        cells: The results by (name, level), ('clean', 0) among them where there is one.
-        command: The command line.
+    Attributes:
+        error: Share of images that are taken for another class, in [0, 1].
+        nll: Mean of -log p(label), in nats.
+        brier: Mean of sum_k (p_k - [k is the label])**2, in [0, 2].
+        ece: Expected calibration error of 15 equal-width bins, in [0, 1].
+        confidence: Mean of the largest probability, in [0, 1].
     """
-    clean = cells.get(('clean', 0))
-    levels: dict[str, dict[str, Any]] = {}
-    for (name, level), cell in cells.items():
-        if name != 'clean':
-            levels.setdefault(name, {})[f'{level:g}'] = cell
-    report: Report = {
-        'schema': SCHEMA,
-        'version': VERSION,
-        'model': dict(model),
-        'benchmark': dict(benchmark),
-        'data': dict(data),
-        'packages': packages(),
-        'command': command,
-        'clean': clean,
-        'cells': levels,
-        'not_finite': [_name(*key) for key, cell in cells.items() if cell['error'] is None],
-    }
-    if benchmark['kind'] == 'mollification':
-        config = MollyConfig.from_string(benchmark['taught']) if benchmark['taught'] else None
-        return {**report, 'taught': config and _taught(config, cells, data['num_classes'])}
-    report['summary'] = summarise(cells, GROUPS)
-    whole = benchmark['severities'] == list(SEVERITIES) and data['num_classes'] == 1000 and not data['class_map']
-    if whole and (benchmark.get('table') == 'imagenet-c' or benchmark['kind'] == 'official'):
-        mce, relative = corruption_errors(report['summary']['corruptions'], clean['error'] if clean else None)
-        report['summary'] |= {'mCE': mce, 'relative_mCE': relative}
-    return report
+
+    error: float
+    nll: float
+    brier: float
+    ece: float
+    confidence: float
+
+    @classmethod
+    def mean(cls, of: Iterable[Metrics]) -> Metrics:
+        """Average each figure; NaN where one has none, or where there are none."""
+        rows = list(of)
+        return cls(**{name: fmean(getattr(row, name) for row in rows) if rows else math.nan for name in METRICS})
+
+    def __getitem__(self, metric: str) -> float:
+        """A figure by its name, for tables and plots that go over `METRICS`."""
+        if metric not in METRICS:
+            raise KeyError(metric)
+        return float(getattr(self, metric))
+
+    def figures(self) -> dict[str, float | None]:
+        """The figures for JSON, None for NaN."""
+        return {name: None if math.isnan(self[name]) else self[name] for name in METRICS}
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write report.json, .csv, .md and the pictures, each whole or not at all."""
-    write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
-    write_text(folder / 'report.csv', _csv(report))
-    pictures = draw(report, folder)
-    shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
-    write_text(
-        folder / 'report.md', f'# {title(report)}\n\n{_facts(report)}\n\n{markdown_table(_table(report))}\n\n{shown}\n'
-    )
+METRICS = tuple(field.name for field in fields(Metrics))
+LIMITS = {'error': 1.0, 'nll': math.inf, 'brier': 2.0, 'ece': 1.0, 'confidence': 1.0}
 
 
-def draw(report: Report, folder: Path) -> list[str]:
-    """Draw the pictures of a report into a folder, and return their names without .png."""
-    pictures = figures.mollification(report) if _mollified(report) else figures.corruptions(report)
-    for name, figure in pictures.items():
-        width = int(16 * figure.get_figwidth())  # characters, of this size
-        lines = textwrap.fill(title(report), width, break_on_hyphens=False)
-        figure.suptitle(lines.replace('$', r'\$'), fontsize=7, color='#666666')
-        figures.save(figure, folder / f'{name}.png')
-    return list(pictures)
+@dataclass(frozen=True)
+class Bins:
+    """The 15 equal-width bins (low, high] of the confidence, which reliability is drawn from.
 
-
-def read(path: Path) -> Report:
-    """Read a report.json, or the one in a folder.
-
-    Raises:
-        ValueError: There is none, or it is not a report of this version.
+    Attributes:
+        images: Number of images in each.
+        correct: Number of those that are right.
+        confidence: Sum of their confidences.
     """
-    path = path / 'report.json' if path.is_dir() else path
-    try:
-        report = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise ValueError(f'no such report: {path}') from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is not a report: {error}') from None
-    if not isinstance(report, dict) or report.get('schema') != SCHEMA:
-        raise ValueError(f'{path} is not a report of timm-molly validate')
-    if report.get('version') != VERSION:
-        raise ValueError(f'{path} has version {report.get("version")} of the schema; this timm-molly reads {VERSION}')
-    missing = {'model', 'benchmark', 'data', 'clean', 'cells', 'not_finite'} - report.keys()
-    if missing:
-        raise ValueError(f'{path} is not a whole report: it lacks {", ".join(sorted(missing))}')
-    return report
+
+    images: tuple[float, ...]
+    correct: tuple[float, ...]
+    confidence: tuple[float, ...]
 
 
-def check(report: Report, source: object) -> None:
-    """Check that a report is whole, and that what can be computed from other figures in it is what it says.
+@dataclass(frozen=True)
+class Cell(Metrics):
+    """What was measured of one corruption at one severity, or of one degradation at one t.
 
-    Error, confidence and ECE of a cell follow from its bins, and the rest of a report from its cells.
-
-    Raises:
-        ValueError: It is not, or is no whole report.
+    Attributes:
+        images: Number of images.
+        bins: By confidence; None where logits were not finite.
+        labels: sha256 of the labels in order, by which cells of the same images are known.
+        not_finite: Number of images whose logits were not finite.
     """
-    try:
-        model, data, clean = report['model'], report['data'], report['clean']
-        cells = {('clean', 0.0): clean} if clean else {}
-        cells |= {(name, float(at)): cell for name, levels in report['cells'].items() for at, cell in levels.items()}
-        for (name, _), cell in cells.items():
-            _check_cell(name, cell)
-        again = json.loads(json.dumps(build(model, report['benchmark'], data, cells, '')))
-        different = [key for key in ('summary', 'not_finite', 'taught') if again.get(key) != report.get(key)]
-        missing = [key for key in ('name', 'sha256', 'ema', 'mean', 'std', 'amp', *PREPARATION) if key not in model]
-        missing += [key for key in ('dataset', 'split') if not isinstance(data[key], (str, type(None)))]
-        if missing or not isinstance(report['packages'], dict) or not isinstance(report['command'], str):
-            raise ValueError(', '.join(missing))
-        text(report)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f'{source} is not a whole report: {type(error).__name__} {error}') from None
-    if different:
-        raise ValueError(f'{source} was edited: its {" and ".join(different)} do not follow from its cells')
+
+    images: int
+    bins: Bins | None
+    labels: str
+    not_finite: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The cell for JSON."""
+        counted = {'not_finite': self.not_finite} if self.not_finite else {}
+        bins = {key: list(row) for key, row in asdict(self.bins).items()} if self.bins else None
+        return {'images': self.images, **counted, **self.figures(), 'bins': bins, 'labels': self.labels}
+
+    @classmethod
+    def from_dict(cls, found: object, where: object) -> Cell:
+        """Read a cell.
+
+        Raises:
+            UserError: It is not one, or its figures cannot be.
+        """
+        if not isinstance(found, Mapping):
+            raise UserError(f'{where} must be a mapping, got {short(found)}')
+        values = {**found}
+        if values.get('bins') is None:  # of logits that were not finite
+            values |= {name: 0.0 for name in METRICS if values.get(name, 0) is None}
+        cell = from_plain(cls, values, where)
+        if cell.bins is None:
+            return cls(
+                **dict.fromkeys(METRICS, math.nan),
+                images=cell.images,
+                bins=None,
+                labels=cell.labels,
+                not_finite=cell.not_finite,
+            )
+        for name, limit in LIMITS.items():
+            # Sums of floats may end a little beyond.
+            if not -1e-9 <= cell[name] <= limit + 1e-9:
+                raise UserError(f'{where}: {name} must be from 0 to {limit:g}, got {cell[name]}')
+        for row in (cell.bins.images, cell.bins.correct, cell.bins.confidence):
+            if len(row) != BIN_COUNT or min(row) < 0:
+                raise UserError(f'{where}: bins must be {BIN_COUNT} numbers from 0 on each, got {short(row)}')
+        if cell.images < 1:
+            raise UserError(f'{where}: images must be 1 or more, got {cell.images}')
+        return cell
 
 
-def _check_cell(name: str, cell: Mapping[str, Any]) -> None:
-    """Raise ValueError where the figures of a cell cannot be, or are not those of its bins."""
-    if name not in ('clean', 'noise', 'blur', *COMMON, *HELD_OUT):
-        raise ValueError(f'no such corruption: {name}')
-    values = [cell[metric] for metric in METRICS]
-    if cell['bins'] is None and values == [None] * len(values):
-        return  # of a model whose logits were not finite
-    images, correct, confidence = (np.array(cell['bins'][key], float) for key in BIN_KEYS)
-    if not all(row.shape == (BINS,) and (row >= 0).all() for row in (images, correct, confidence)):
-        raise ValueError(f'{name} has no {BINS} bins')
-    total = images.sum()
-    expected = {'error': 1 - correct.sum() / total, 'confidence': confidence.sum() / total}
-    expected['ece'] = np.abs(correct - confidence).sum() / total
-    for metric, value in expected.items():
-        if not math.isclose(cell[metric], value, rel_tol=1e-6, abs_tol=1e-6):
-            raise ValueError(f'{metric} of {name} is {cell[metric]}, but {value:.6f} by its bins')
-    if total != cell['images'] or not (0 <= cell['nll'] < math.inf and 0 <= cell['brier'] <= 2):
-        raise ValueError(f'figures of {name} that cannot be')
+@dataclass(frozen=True)
+class ModelRecord:
+    """What was measured.
+
+    Attributes:
+        name: timm's name of the network, or its class.
+        checkpoint: Last two parts of the checkpoint's path, or None.
+        ema: Whether these are EMA weights.
+        aa: The --aa of the training, where it is known.
+        parameters: Number of them.
+        num_classes: Number of logits K.
+        sha256: Fingerprint of the weights.
+        input_size: Channels, height and width.
+        mean: Mean and
+        std: standard deviation, a number a channel or one for all, that images were normalised with.
+        crop_pct: Share of the resized side that the crop keeps.
+        crop_mode: timm's name of the way of cropping.
+        interpolation: timm's name of the filter for resizing.
+        device: Type of the device.
+        amp: dtype of mixed precision, or None.
+    """
+
+    name: str
+    checkpoint: str | None
+    ema: bool
+    aa: str | None
+    parameters: int
+    num_classes: int
+    sha256: str
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    device: str
+    amp: str | None
+
+    @property
+    def label(self) -> str:
+        """A name for tables and legends."""
+        return f'{self.name} {self.checkpoint}' if self.checkpoint else self.name
 
 
-def text(report: Report) -> str:
-    """The table for the terminal, with what it is about above it."""
-    return f'{title(report)}\n{_facts(report)}\n\n{aligned(_table(report))}'
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """What it was measured on, by kind.
+
+    Attributes:
+        kind: 'on the fly' (corrupted as read), 'official' (a published set) or 'mollification'.
+        table: Strengths of corruption on the fly.
+        name: Folder of a published set, and
+        crop_pct: the crop of its images.
+        roles: Degradations of mollification, 'b', 'n' or 'bn', and
+        min_scale: its smallest blur in pixels.
+        seed: Of what is drawn.
+        image_size: Height and width in pixels.
+        corruptions: Names, in order.
+        severities: In order.
+        taught: aa string of the label schedule that is shown beside, or None.
+    """
+
+    kind: Literal['on the fly', 'official', 'mollification']
+    table: str | None = None
+    name: str | None = None
+    crop_pct: float | None = None
+    roles: str | None = None
+    min_scale: float | None = None
+    seed: int | None = None
+    image_size: tuple[int, int] | None = None
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = ()
+    taught: str | None = None
+
+    @property
+    def mollified(self) -> bool:
+        """Whether it is noise and blur of mollification."""
+        return self.kind == 'mollification'
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record for JSON, without what is of other kinds."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, ())}
+        if self.mollified:
+            values['taught'] = self.taught
+        return values
 
 
-def markdown(report: Report) -> str:
-    """The means of a report as a Markdown table: error, NLL, ECE and mean confidence, a row a corruption and group."""
-    if _mollified(report):
-        return markdown_table(_table(report))
-    metrics = ('error', 'nll', 'ece', 'confidence')
-    rows = [['', *(HEADINGS[metric] for metric in metrics)]]
-    rows += [[name, *(_number(m, values[m]) for m in metrics)] for name, values in _summary_rows(report)]
-    return markdown_table(rows)
+@dataclass(frozen=True)
+class DataRecord:
+    """The images.
+
+    Attributes:
+        dataset: Their name: timm's, that of the folder, or of the Python class; None where there are no clean ones.
+        split: timm's name of the split.
+        images: Number of them in each cell.
+        num_classes: Number of classes K.
+        class_map: Whether a class map said which classes the folders are.
+        labels: sha256 of the labels in order.
+    """
+
+    dataset: str | None
+    split: str | None
+    images: int
+    num_classes: int
+    class_map: bool
+    labels: str
 
 
-def title(report: Report) -> str:
-    """Name the model and what it was measured on."""
-    return f'{label(report["model"])} on {subject(report)}'
+@dataclass(frozen=True)
+class Report:
+    """What was measured of a classifier.
+
+    `report.clean`, `report.mean`, `report.groups['noise']`, `report.corruptions['fog']` and `report['fog', 3]` hold
+    figures by name (`error`, `nll`, `brier`, `ece`, `confidence`); `print(report)` shows the table.
+
+    Attributes:
+        model: What was measured.
+        benchmark: On what.
+        data: With which images.
+        cells: What came out, by place: ('clean', 0), ('fog', 3), ('noise', 0.25).
+        packages: Versions of those that a figure could depend on.
+        command: The command line that made it, '' for none.
+    """
+
+    model: ModelRecord
+    benchmark: BenchmarkRecord
+    data: DataRecord
+    cells: Mapping[Place, Cell]
+    packages: Mapping[str, str]
+    command: str = ''
+
+    def __getitem__(self, place: Place) -> Cell:
+        return self.cells[place]
+
+    def __contains__(self, place: object) -> bool:
+        return place in self.cells
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __str__(self) -> str:
+        return render.text(self)
+
+    def __repr__(self) -> str:
+        return f'<Report of {render.title(self)}>'
+
+    @property
+    def clean(self) -> Cell:
+        """What was measured of the clean images.
+
+        Raises:
+            UserError: They were not measured, as of a published set without them.
+        """
+        if CLEAN not in self.cells:
+            raise UserError(f'{render.title(self)}: the clean images were not measured')
+        return self.cells[CLEAN]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Corruptions or degradations, in order."""
+        return list(dict.fromkeys(name for name, _ in self.cells if name != 'clean'))
+
+    def at(self, name: str) -> dict[float, Cell]:
+        """The cells of a corruption by severity, or of a degradation by t; of 'clean' by 0."""
+        return {level: cell for (each, level), cell in self.cells.items() if each == name}
+
+    @cached_property
+    def corruptions(self) -> dict[str, Metrics]:
+        """Means over the severities by corruption."""
+        return {name: Metrics.mean(self.at(name).values()) for name in self.names}
+
+    @cached_property
+    def groups(self) -> dict[str, Metrics]:
+        """Means over the common corruptions of a group (noise, blur, weather, digital) that were measured."""
+        members = {group: [name for name in of if name in self.corruptions] for group, of in GROUPS.items()}
+        return {group: Metrics.mean(map(self.corruptions.__getitem__, of)) for group, of in members.items() if of}
+
+    @cached_property
+    def mean(self) -> Metrics:
+        """Mean over the common corruptions that were measured; NaN where none was."""
+        return Metrics.mean(self.corruptions[name] for name in COMMON if name in self.corruptions)
+
+    @property
+    def has_mce(self) -> bool:
+        """Whether mCE has a meaning: all severities with the strengths of ImageNet-C, and ImageNet's 1000 classes."""
+        whole = self.benchmark.severities == SEVERITIES and self.data.num_classes == 1000 and not self.data.class_map
+        return whole and (self.benchmark.table == 'imagenet-c' or self.benchmark.kind == 'official')
+
+    @property
+    def mce(self) -> float | None:
+        """Mean corruption error, AlexNet's being 1; None where it has no meaning or a corruption has no error."""
+        errors = {name: metrics.error for name, metrics in self.corruptions.items()}
+        if not self.has_mce or not {*COMMON} <= errors.keys():
+            return None
+        return _known(mean_corruption_error(errors))
+
+    @property
+    def relative_mce(self) -> float | None:
+        """Relative mCE, AlexNet's being 1; None as `mce`, and without the clean images."""
+        if self.mce is None or CLEAN not in self.cells:
+            return None
+        errors = {name: metrics.error for name, metrics in self.corruptions.items()}
+        return _known(relative_mean_corruption_error(errors, self.clean.error))
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Cells in which logits were not finite: 'fog 3'."""
+        return [place_name(place) for place, cell in self.cells.items() if math.isnan(cell.error)]
+
+    @cached_property
+    def taught(self) -> dict[str, dict[float, float]] | None:
+        """Confidence of the label by degradation and t, by the schedule of `benchmark.taught`; None without one."""
+        if self.benchmark.taught is None:
+            return None
+        config = MollyConfig.from_string(self.benchmark.taught)
+        return {
+            name: {t: confidence_of(config, name, t, self.data.num_classes) for t in self.at(name)}
+            for name in self.names
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as report.json has it, means included."""
+        levels: dict[str, dict[str, Any]] = {}
+        for (name, level), cell in self.cells.items():
+            if name != 'clean':
+                levels.setdefault(name, {})[f'{level:g}'] = cell.to_dict()
+        values = {
+            'schema': SCHEMA,
+            'version': VERSION,
+            'model': plain(self.model),
+            'benchmark': json.loads(json.dumps(self.benchmark.to_dict())),
+            'data': plain(self.data),
+            'packages': dict(self.packages),
+            'command': self.command,
+            'clean': self.cells[CLEAN].to_dict() if CLEAN in self.cells else None,
+            'cells': levels,
+            'not_finite': self.not_finite,
+        }
+        if self.benchmark.mollified:
+            shown = {name: {f'{t:g}': c for t, c in by.items()} for name, by in (self.taught or {}).items()}
+            return {**values, 'taught': shown if self.taught is not None else None}
+        summary = {
+            'corruptions': {name: metrics.figures() for name, metrics in self.corruptions.items()},
+            'groups': {name: metrics.figures() for name, metrics in self.groups.items()},
+            'mean': self.mean.figures(),
+        }
+        mce = {'mCE': self.mce, 'relative_mCE': self.relative_mce} if self.has_mce else {}
+        return {**values, 'summary': {**summary, **mce}}
+
+    @classmethod
+    def from_dict(cls, found: object, where: object = 'the report') -> Report:
+        """Read a report from plain values. Means in it are passed over: they follow from the cells.
+
+        Raises:
+            UserError: It is no report, of another version, or not whole (what).
+        """
+        if not isinstance(found, Mapping) or found.get('schema') != SCHEMA:
+            raise UserError(f'{where} is not a report of timm-molly validate')
+        if found.get('version') != VERSION:
+            raise UserError(
+                f'{where} has version {found.get("version")} of the schema; this timm-molly reads {VERSION}'
+            )
+        try:
+            report = cls(
+                from_plain(ModelRecord, found.get('model'), 'model'),
+                from_plain(BenchmarkRecord, found.get('benchmark'), 'benchmark'),
+                from_plain(DataRecord, found.get('data'), 'data'),
+                _cells(found),
+                from_plain(_Rest, found, 'it').packages,
+                from_plain(_Rest, found, 'it').command,
+            )
+            report.check()
+        except UserError as error:
+            raise UserError(f'{where} is not a whole report: {error}') from None
+        return report
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Load a report.json, or the one in a folder.
+
+        Raises:
+            UserError: There is none, or it is not a whole report of this version.
+        """
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
+
+    def save(self, folder: str | Path, pictures: bool = True) -> list[str]:
+        """Save report.json, .csv, .md and the pictures, each whole or not at all; return the pictures' names.
+
+        Args:
+            folder: It is made where it is not there yet.
+            pictures: Draw too, which needs matplotlib.
+
+        Raises:
+            UserError: The folder cannot be written, or matplotlib is missing.
+        """
+        from timm_molly.robustness import figures
+
+        folder = make_folder(Path(folder))
+        write_json(folder / FILE, self.to_dict())
+        write_text(folder / 'report.csv', render.csv(self))
+        names = figures.save_all(self, folder) if pictures else []
+        write_text(folder / 'report.md', render.page(self, names))
+        return names
+
+    def check(self) -> None:
+        """Check that the cells are those that the benchmark says.
+
+        Raises:
+            UserError: They are not.
+        """
+        if self.data.images < 1 or self.data.num_classes < 1 or self.model.num_classes < 1:
+            raise UserError(f'images and classes must be 1 or more, got {self.data.images}, {self.data.num_classes}')
+        found = {*self.cells} - {CLEAN}
+        if self.benchmark.mollified:
+            if self.benchmark.taught is not None:
+                MollyConfig.from_string(self.benchmark.taught)
+            names = [name for name in ('noise', 'blur') if name[0] in (self.benchmark.roles or '')]
+            wanted = {(name, t) for name in names for t in {level for _, level in found}}
+        else:
+            unknown = {*self.benchmark.corruptions} - {*COMMON, *HELD_OUT}
+            if unknown or not {*self.benchmark.severities} <= {*SEVERITIES}:
+                raise UserError(f'no such corruptions or severities: {short(self.benchmark.to_dict())}')
+            wanted = {(name, float(s)) for name in self.benchmark.corruptions for s in self.benchmark.severities}
+        if found != wanted or not wanted:
+            different = sorted(map(place_name, found ^ wanted))
+            raise UserError(f'its cells are not those of its benchmark: {", ".join(different[:5]) or "there are none"}')
+        if any(cell.images != self.data.images for cell in self.cells.values()):
+            raise UserError(f'a cell has other than {self.data.images} images')
 
 
-def subject(report: Report) -> str:
-    """Name what a model was measured on."""
-    benchmark, data = report['benchmark'], report['data']
-    images = f'{data["images"]} images' + (f' of {data["dataset"]}' if data['dataset'] else '')
-    how = {
-        'mollification': 'noised and blurred as in training',
-        'on the fly': f'corrupted as {benchmark.get("table")}',
-        'official': f'corrupted: {benchmark.get("name")}',
-    }[benchmark['kind']]
-    return f'{images}, {how}'
+@dataclass(frozen=True)
+class _Rest:
+    packages: dict[str, str]
+    command: str
 
 
-def label(model: Mapping[str, Any]) -> str:
-    """Name a model for a table or a legend."""
-    return f'{model["name"]} {model["checkpoint"]}' if model['checkpoint'] else str(model['name'])
+def place_name(place: Place) -> str:
+    """A place in words: 'clean', 'fog 3', 'noise 0.25'."""
+    name, level = place
+    return name if name == 'clean' else f'{name} {level:g}'
+
+
+def confidence_of(config: MollyConfig, degradation: str, t: float, num_classes: int) -> float:
+    """Confidence that a schedule leaves the label of an image at t, in float64."""
+    at = torch.tensor(t, dtype=torch.float64)
+    return float(config.confidence(degradation[0], at, num_classes))
 
 
 def packages() -> dict[str, str]:
@@ -216,226 +511,37 @@ def packages() -> dict[str, str]:
 
 
 def differences(a: Any, b: Any, prefix: str = '') -> list[str]:
-    """Say where two nested records differ: 'benchmark.table: cifar-c, imagenet-c'."""
+    """Say where two nested records of plain values differ: 'benchmark.table: "cifar-c", "imagenet-c"'."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = sorted({*a, *b})
         return [line for key in keys for line in differences(a.get(key), b.get(key), f'{prefix}{key}.')]
-    return [] if a == b else [f'{prefix[:-1]}: {_short(a)}, {_short(b)}']
+    return [] if a == b else [f'{prefix[:-1]}: {_json(a)}, {_json(b)}']
 
 
-def compare_files(paths: Sequence[Path], output: Path) -> None:
-    """Print reports side by side, and write table and picture: `timm-molly compare`.
-
-    Raises:
-        ValueError: Too few or too many reports, one that cannot be read, or reports of different things.
-    """
-    if not 2 <= len(paths) <= len(figures.REPORTS):
-        raise ValueError(f'compare takes 2 to {len(figures.REPORTS)} reports, got {len(paths)}')
-    reports = [read(path) for path in paths]
-    names = [label(report['model']) for report in reports]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    table, picture = compare_table(reports, names), figures.comparison(reports, names)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / 'compare.md', compare_table(reports, names, markdown=True) + '\n\n![comparison](compare.png)\n')
-    figures.save(picture, output / 'compare.png')
-    print(f'{table}\n\nwrote {output}/compare.md and compare.png')
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it, tuples as lists."""
+    return dict(json.loads(json.dumps(asdict(record))))
 
 
-def compare(reports: Sequence[Report], names: Sequence[str]) -> list[Row]:
-    """Put reports side by side, with the difference of each to the first.
-
-    Args:
-        reports: Two or more, of the same benchmark.
-        names: A heading for each.
-
-    Returns:
-        Rows of cells, the first being the heading.
-
-    Raises:
-        ValueError: They measured different things (which).
-    """
-    first = reports[0]
-    for name, report in zip(names[1:], reports[1:], strict=True):
-        different = differences(measured(first), measured(report))
-        if different:
-            raise ValueError(f'{names[0]} and {name} measured different things: {"; ".join(different)}')
-    metrics = ('error', 'nll', 'ece')
-    heading = ['']
-    for metric in metrics:
-        heading += [f'{HEADINGS[metric]} {name}' for name in names]
-        heading += [f'{name} - {names[0]}' for name in names[1:]]
-    rows = [heading]
-    for row, values in zip(_summary_rows(first), zip(*map(_summary_rows, reports), strict=True), strict=True):
-        line = [row[0]]
-        for metric in metrics:
-            numbers = [metric_values[metric] for _, metric_values in values]
-            line += [_number(metric, n) for n in numbers]
-            line += [
-                '' if n is None or numbers[0] is None else _number(metric, n - numbers[0], sign=True)
-                for n in numbers[1:]
-            ]
-        rows.append(line)
-    for key in ('mCE', 'relative_mCE'):
-        values = [report.get('summary', {}).get(key) for report in reports]
-        if None not in values:
-            line = [key.replace('_', ' ') + ' %', *(f'{100 * v:.1f}' for v in values)]
-            line += [f'{100 * (v - values[0]):+.1f}' for v in values[1:]]
-            rows.append(line + [''] * (len(heading) - len(line)))
-    return rows
+def _cells(found: Mapping[str, Any]) -> dict[Place, Cell]:
+    levels = found.get('cells')
+    if not isinstance(levels, Mapping) or not all(isinstance(of, Mapping) for of in levels.values()):
+        raise UserError(f'cells must be a mapping of mappings, got {short(levels)}')
+    cells = {} if found.get('clean') is None else {CLEAN: Cell.from_dict(found['clean'], 'clean')}
+    for name, of in levels.items():
+        for level, cell in of.items():
+            try:
+                place = str(name), float(level)
+            except ValueError:
+                raise UserError(f'{name} has {level!r}, which is no severity and no t') from None
+            cells[place] = Cell.from_dict(cell, place_name(place))
+    return cells
 
 
-def compare_table(reports: Sequence[Report], names: Sequence[str], markdown: bool = False) -> str:
-    """The rows of `compare` as text or Markdown, with letters for the names and a key to them."""
-    letters = [chr(ord('A') + i) for i in range(len(reports))]
-    rows = compare(reports, letters)
-    key = '\n'.join(f'{letter}: {name}' for letter, name in zip(letters, names, strict=True))
-    return f'{subject(reports[0])}\n\n{key}\n\n{markdown_table(rows) if markdown else aligned(rows)}'
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
-def measured(report: Report) -> dict[str, Any]:
-    """What two reports must share to be compared; names of folders and models may differ."""
-    data = {key: report['data'][key] for key in ('images', 'num_classes', 'labels')}
-    benchmark = {key: value for key, value in report['benchmark'].items() if key not in ('name', 'taught')}
-    return {**benchmark, **data, 'clean': report['clean'] is not None}
-
-
-def _mollified(report: Report) -> bool:
-    return bool(report['benchmark']['kind'] == 'mollification')
-
-
-def _summary_rows(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    rows = [('clean', report['clean'])] if report['clean'] else []
-    if _mollified(report):
-        return rows + [(f'{name} t={t}', cell) for name, cells in report['cells'].items() for t, cell in cells.items()]
-    corruptions, groups = report['summary']['corruptions'], report['summary']['groups']
-    for group, members in GROUPS.items():
-        rows += [(name, corruptions[name]) for name in members if name in corruptions]
-        rows += [(f'mean of {group}', groups[group])] if group in groups else []
-    if groups:
-        rows.append(('mean of all', report['summary']['mean']))
-    return rows + [(f'{name} (held out)', corruptions[name]) for name in HELD_OUT if name in corruptions]
-
-
-def _table(report: Report) -> list[Row]:
-    if _mollified(report):
-        return _mollification_table(report)
-    severities = [str(s) for s in report['benchmark']['severities']]
-    rows = [['', *(f'{"error % " if s == severities[0] else ""}at {s}' for s in severities), *HEADINGS.values()]]
-    for name, metrics in _summary_rows(report):
-        cells = report['cells'].get(name.removesuffix(' (held out)'))
-        errors = [_number('error', cells[s]['error']) for s in severities] if cells else [''] * len(severities)
-        rows.append([name, *errors, *(_number(metric, metrics[metric]) for metric in METRICS)])
-    return rows
-
-
-def _mollification_table(report: Report) -> list[Row]:
-    names = list(report['cells'])
-    columns = ['confidence', *['taught'] * bool(report['taught']), 'ECE']
-    rows = [['t', *(heading for name in names for heading in (f'{name}: correct', *columns))]]
-
-    def shown(cell: Mapping[str, Any], taught: float) -> Row:
-        values = [_share(cell['error'], 1), _share(cell['confidence']), _share(taught), _share(cell['ece'])]
-        return values if report['taught'] else values[:2] + values[3:]
-
-    if report['clean']:
-        rows.append(['0 (clean)', *shown(report['clean'], 1.0) * len(names)])
-    for t in report['cells'][names[0]]:
-        taught = {name: report['taught'][name][t] if report['taught'] else 1.0 for name in names}
-        rows.append([t, *(text for name in names for text in shown(report['cells'][name][t], taught[name]))])
-    return rows
-
-
-def notes(report: Report) -> list[str]:
-    """Lines on mCE, and on what went wrong."""
-    lines = []
-    summary = report.get('summary', {})
-    if summary.get('mCE') is not None:
-        line = f'mCE {100 * summary["mCE"]:.1f} %'
-        if summary['relative_mCE'] is not None:
-            line += f', relative mCE {100 * summary["relative_mCE"]:.1f} % (AlexNet: 100 %)'
-        lines.append(line)
-    if report['not_finite']:
-        lines.append(
-            f'NOT A NUMBER: the model gave logits that are not finite in {", ".join(report["not_finite"])}; '
-            'means that these go into are left out'
-        )
-    return lines
-
-
-def _facts(report: Report) -> str:
-    """Lines under the title."""
-    lines = notes(report)
-    model = report['model']
-    size = ' x '.join(str(side) for side in model['input_size'][1:])
-    lines.append(
-        f'{model["parameters"] / 1e6:.2f} M parameters, {model["num_classes"]} classes, input {size}, '
-        f'crop {report["benchmark"].get("crop_pct", model["crop_pct"]):g}'
-        + (f', trained with --aa {model["aa"]}' if model['aa'] else '')
-    )
-    return '\n'.join(lines)
-
-
-def _csv(report: Report) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator='\n')
-    level = 't' if _mollified(report) else 'severity'
-    writer.writerow(['name', level, 'images', *METRICS])
-    rows = [('clean', '0', report['clean'])] if report['clean'] else []
-    rows += [(name, at, cell) for name, cells in report['cells'].items() for at, cell in cells.items()]
-    for name, at, cell in rows:
-        writer.writerow([name, at, cell['images'], *('' if cell[m] is None else repr(cell[m]) for m in METRICS)])
-    return file.getvalue()
-
-
-def _taught(config: MollyConfig, cells: Cells, num_classes: int) -> dict[str, dict[str, float]]:
-    """The confidence of the label by degradation and t: 1 - gamma (K - 1) / K."""
-    import torch
-
-    schedules = {'noise': (noise_gamma, config.noise_power), 'blur': (blur_gamma, config.blur_power)}
-    taught: dict[str, dict[str, float]] = {}
-    for name, t in cells:
-        if name in schedules:
-            schedule, power = schedules[name]
-            gamma = float(schedule(torch.tensor(t, dtype=torch.float64), power))
-            taught.setdefault(name, {})[f'{t:g}'] = 1 - gamma * (num_classes - 1) / num_classes
-    return taught
-
-
-def aligned(rows: Sequence[Row]) -> str:
-    """Rows of cells as text, the first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        '  '.join(
-            f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return '\n'.join(line.rstrip() for line in lines)
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows of cells as a Markdown table, the first column to the left and the others to the right."""
-    head, *body = rows
-    lines = [head, ['---', *['---:'] * (len(head) - 1)], *body]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
-def _number(metric: str, value: float | None, sign: bool = False) -> str:
-    if value is None:
-        return 'nan'
-    plus = '+' if sign else ''
-    return f'{100 * value:{plus}.1f}' if metric == 'error' else f'{value:{plus}.3f}'
-
-
-def _share(value: float | None, of: float | None = None) -> str:
-    return 'nan' if value is None else f'{value if of is None else of - value:.3f}'
-
-
-def _name(name: str, level: float) -> str:
-    return name if name == 'clean' else f'{name} {level:g}'
-
-
-def _short(value: Any) -> str:
+def _json(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f'{text[:57]}...'

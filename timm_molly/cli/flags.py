@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from timm_molly.classifier import Classifier
+    from timm_molly.robustness.measurement import Measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,3 +66,66 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--severities', metavar='N', nargs='+', type=int, choices=range(1, 6), default=range(1, 6))
     parser.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')
+
+
+def measurement(args: argparse.Namespace) -> Measurement:
+    """What is measured, by the flags."""
+    from timm_molly.robustness.measurement import Measurement
+
+    names = {field.name for field in dataclasses.fields(Measurement)}
+    values = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    tuples = {name: tuple(values[name]) for name in ('corruptions', 'severities') if name in values}
+    return Measurement(**{**values, **tuples})
+
+
+def classifier(args: argparse.Namespace) -> Classifier:
+    """Load the model that the flags name.
+
+    Raises:
+        UserError: The name, the flags or the checkpoint will not do.
+    """
+    from timm_molly.classifier import Classifier, Preparation
+    from timm_molly.errors import UserError
+
+    if args.checkpoint is not None and args.pretrained:
+        raise UserError('--pretrained and --checkpoint both name weights; leave one out')
+    if args.use_ema and args.checkpoint is None:
+        raise UserError('--use-ema needs --checkpoint')
+    preparation: Preparation = {key: getattr(args, key) for key in Preparation.__annotations__}  # type: ignore[assignment]
+    kwargs = _model_kwargs(args.model_kwargs)
+    if args.checkpoint is not None:
+        return Classifier.from_run(
+            args.checkpoint, args.model, args.use_ema, args.num_classes, kwargs, args.trust_pickle, **preparation
+        )
+    if args.model is None:
+        raise UserError('which model? Add --model')
+    return Classifier.from_timm(args.model, True, args.num_classes, kwargs, args.trust_pickle, **preparation)
+
+
+def default_output(args: argparse.Namespace, command: str) -> Path:
+    """Name the folder of a run after its checkpoint or model."""
+    from timm_molly.training import WEIGHTS
+
+    name: str = args.model or ''
+    if args.checkpoint is not None:
+        path = args.checkpoint.resolve()
+        # train.py's checkpoints have the same names in every training's folder.
+        ours = path.name.endswith('.pth.tar') or path.name == WEIGHTS
+        name = path.name if path.is_dir() else path.parent.name if ours else path.stem
+    return Path('output') / command / name.replace('/', '_').replace(':', '_')
+
+
+def _model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """Read key=value as timm's --model-kwargs does: Python literals, or else text."""
+    from timm_molly.errors import UserError
+
+    kwargs = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key.isidentifier():
+            raise UserError(f'--model-kwargs takes key=value, got {pair!r}')
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs

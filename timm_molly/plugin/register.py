@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from timm_molly.config import MollyConfig, split_aa
+from timm_molly.errors import PackageError, UserError
 
 MIN_TIMM = (1, 0, 15)
 
@@ -34,7 +35,7 @@ def register() -> None:
     `from timm.data import create_loader` where it is switched off.
 
     Raises:
-        ImportError: timm is missing, or has changed too much for this version.
+        PackageError: timm is missing, or has changed too much for this version.
     """
     install(_import_timm_data())
     add_models()
@@ -59,7 +60,7 @@ def install(timm_data: ModuleType) -> None:
             wrapper = _mollified if name == 'create_loader' else _refusing
             setattr(module, name, wrapper(function))
     if not hasattr(timm_data, 'create_loader'):
-        raise ImportError(
+        raise PackageError(
             f'timm {_timm_version()} has no timm.data.create_loader, which --aa molly needs: '
             f'update timm-molly (pip install -U timm-molly)'
         )
@@ -72,7 +73,7 @@ def add_models() -> None:
     try:
         importlib.import_module('timm_molly.models')
     except (ImportError, AttributeError) as error:
-        raise ImportError(
+        raise PackageError(
             f'the networks of timm-molly do not fit timm {_timm_version()} ({error}): '
             f'update both (pip install -U timm-molly timm)'
         ) from error
@@ -120,7 +121,7 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
             _log(f'--aa {aa}: no mollification, because with the roles {config.roles} every image stays clean.')
             return loader
 
-        from timm_molly.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
+        from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
         from timm_molly.mollify import Mollify
 
         num_splits = max(1, options['num_aug_splits'])
@@ -143,7 +144,7 @@ def _refusing(transforms: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         aa = signature.bind(*args, **kwargs).arguments.get('auto_augment')
         if isinstance(aa, str) and 'molly' in aa.lower():
-            raise ValueError(
+            raise UserError(
                 f"auto_augment={aa!r} reached timm's image transforms, which cannot mollify because they see no "
                 f'label: use timm.data.create_loader imported after timm_molly is registered (train.py --aa molly, '
                 f'without --naflex-loader, whose batches are not images), or timm_molly.Mollify on your own batches'
@@ -162,7 +163,7 @@ def _check_single_label(options: dict[str, Any]) -> None:
             break
         dataset = getattr(dataset, 'dataset', None)
     if dataset is not None or getattr(options['collate_fn'], 'multi_label', False):
-        raise ValueError(
+        raise UserError(
             'mollification smooths one label an image towards the uniform distribution, which has no meaning for '
             'multi-label targets: train without --aa molly'
         )
@@ -173,7 +174,7 @@ def _check_scale(config: MollyConfig, options: dict[str, Any]) -> None:
     for size in options.get('input_size_choices') or [options['input_size']]:
         side = size if isinstance(size, int) else max(size[-2:])
         if config.min_scale > side:
-            raise ValueError(
+            raise UserError(
                 f'the smallest blur of {str(config)!r}, section s, is {config.min_scale:g} pixels, '
                 f'more than the side of the images, {side}'
             )
@@ -203,7 +204,7 @@ def _import_timm_data() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != 'timm':
             raise
-        raise ImportError('timm-molly needs timm, which is not installed: pip install timm') from None
+        raise PackageError('timm-molly needs timm, which is not installed: pip install timm') from None
 
 
 def _timm_version() -> str:
@@ -218,4 +219,4 @@ def _too_old() -> bool:
 def _check_timm() -> None:
     if _too_old():
         needed = '.'.join(map(str, MIN_TIMM))
-        raise ImportError(f'--aa molly needs timm {needed} or newer, found {_timm_version()}: pip install -U timm')
+        raise PackageError(f'--aa molly needs timm {needed} or newer, found {_timm_version()}: pip install -U timm')

@@ -33,13 +33,13 @@ def _act(module: ModuleType) -> None:
 
 
 def _install(timm_data: ModuleType) -> None:
-    from timm_molly.plugin import install
+    from timm_molly.plugin.register import install
 
     install(timm_data)
 
 
 def _add_models(timm_models: ModuleType) -> None:
-    from timm_molly.plugin import add_models
+    from timm_molly.plugin.register import add_models
 
     add_models()
 

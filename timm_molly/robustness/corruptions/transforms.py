@@ -1,7 +1,6 @@
-"""The 15 common corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261) and the 4 held out, on the fly.
+"""The corruptions: the 15 common ones of Hendrycks & Dietterich (2019, arXiv 1903.12261) and the 4 held out.
 
-The strengths are those of the three published sets: ImageNet-C (224 pixels), Tiny-ImageNet-C (64) and CIFAR-10/100-C
-(32). The package `imagecorruptions` has the first set alone, so what depends on the strength is written here; what does
+The package `imagecorruptions` has those of ImageNet-C alone, so what depends on the strength is written here; what does
 not (frost pictures, fog's fractal, the defocus disk, motion blur, the shuffle of glass blur) is taken from there.
 """
 
@@ -20,150 +19,30 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+
+from timm_molly.errors import UserError, needs
+from timm_molly.robustness.corruptions.names import COMMON, HELD_OUT, SEVERITIES
+from timm_molly.robustness.corruptions.strengths import TABLES, check_size
 
 try:
     import cv2
     from imagecorruptions import corruptions as published
+    from scipy.ndimage import gaussian_filter
 except ImportError as error:
-    raise ImportError(f'corruptions need {error.name}: pip install "timm-molly[robustness]" ({error})') from None
-
-from timm_molly.robustness.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
-
-__all__ = ['COMMON', 'GROUPS', 'HELD_OUT', 'SEVERITIES', 'TABLES', 'check_size', 'corrupt', 'table_for', 'warm_up']
+    raise needs('corrupting images', 'robustness', error) from None
 
 Pixels = NDArray[Any]  # float (H, W, 3) in [0, 1]
 
-# Arguments of the functions below, by table and corruption, one tuple a severity.
-TABLES: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {
-    'imagenet-c': {
-        'gaussian_noise': ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),
-        'shot_noise': ((60,), (25,), (12,), (5,), (3,)),
-        'impulse_noise': ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),
-        'defocus_blur': ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-        'glass_blur': ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-        'motion_blur': ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-        'zoom_blur': ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
-        'snow': (
-            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-        ),
-        'frost': ((1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1)),
-        'fog': ((1.5, 2, 256), (2, 2, 256), (2.5, 1.7, 256), (2.5, 1.5, 256), (3, 1.4, 256)),
-        'brightness': ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)),
-        'contrast': ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),
-        # In pixels, reckoned from a side of 244 by the published generator.
-        'elastic_transform': (
-            (488, 170.8, 24.4),
-            (488, 19.52, 48.8),
-            (12.2, 2.44, 4.88),
-            (17.08, 2.44, 4.88),
-            (29.28, 2.44, 4.88),
-        ),
-        'pixelate': ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),
-        'jpeg_compression': ((25,), (18,), (15,), (10,), (7,)),
-        'speckle_noise': ((0.15,), (0.2,), (0.35,), (0.45,), (0.6,)),
-        'gaussian_blur': ((1,), (2,), (3,), (4,), (6,)),
-        'spatter': (
-            (0.65, 0.3, 4, 0.69, 0.6, 0),
-            (0.65, 0.3, 3, 0.68, 0.6, 0),
-            (0.65, 0.3, 2, 0.68, 0.5, 0),
-            (0.65, 0.3, 1, 0.65, 1.5, 1),
-            (0.67, 0.4, 1, 0.65, 1.5, 1),
-        ),
-        'saturate': ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
-    },
-    'tiny-imagenet-c': {
-        'gaussian_noise': ((0.04,), (0.08,), (0.12,), (0.15,), (0.18,)),
-        'shot_noise': ((250,), (100,), (50,), (30,), (15,)),
-        'impulse_noise': ((0.01,), (0.02,), (0.05,), (0.08,), (0.14,)),
-        'defocus_blur': ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
-        'glass_blur': ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
-        'motion_blur': ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
-        'zoom_blur': ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
-        'snow': (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
-        ),
-        'frost': ((1, 0.3, 0.3), (0.9, 0.4, 0.3), (0.8, 0.45, 0.3), (0.75, 0.5, 0.3), (0.7, 0.55, 0.3)),
-        'fog': ((0.4, 3, 64), (0.7, 3, 64), (1, 2.5, 64), (1.5, 2, 64), (2, 1.75, 64)),
-        'brightness': ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)),
-        'contrast': ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),
-        'elastic_transform': (
-            (0, 0, 5.12),
-            (3.2, 19.2, 3.84),
-            (6.4, 5.12, 3.84),
-            (6.4, 1.92, 1.92),
-            (10.24, 1.92, 1.28),
-        ),
-        'pixelate': ((0.9,), (0.8,), (0.7,), (0.6,), (0.5,)),
-        'jpeg_compression': ((65,), (58,), (50,), (40,), (25,)),
-        'speckle_noise': ((0.15,), (0.2,), (0.25,), (0.3,), (0.35,)),
-        'gaussian_blur': ((0.5,), (0.75,), (1,), (1.25,), (1.5,)),
-        'spatter': (
-            (0.62, 0.1, 0.7, 0.7, 0.6, 0),
-            (0.65, 0.1, 0.8, 0.7, 0.6, 0),
-            (0.65, 0.3, 1, 0.69, 0.6, 0),
-            (0.65, 0.1, 0.7, 0.68, 0.6, 1),
-            (0.65, 0.1, 0.5, 0.67, 0.6, 1),
-        ),
-        'saturate': ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
-    },
-    'cifar-c': {
-        'gaussian_noise': ((0.04,), (0.06,), (0.08,), (0.09,), (0.1,)),
-        'shot_noise': ((500,), (250,), (100,), (75,), (50,)),
-        'impulse_noise': ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,)),
-        'defocus_blur': ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        'glass_blur': ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-        'motion_blur': ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        'zoom_blur': ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
-        'snow': (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-        'frost': ((1, 0.2, 0.2), (1, 0.3, 0.2), (0.9, 0.4, 0.2), (0.85, 0.4, 0.2), (0.75, 0.45, 0.2)),
-        'fog': ((0.2, 3, 32), (0.5, 3, 32), (0.75, 2.5, 32), (1, 2, 32), (1.5, 1.75, 32)),
-        'brightness': ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,)),
-        'contrast': ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,)),
-        'elastic_transform': (
-            (0, 0, 2.56),
-            (1.6, 6.4, 2.24),
-            (2.56, 1.92, 1.92),
-            (3.2, 1.28, 1.6),
-            (3.2, 0.96, 0.96),
-        ),
-        'pixelate': ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,)),
-        'jpeg_compression': ((80,), (65,), (58,), (50,), (40,)),
-        'speckle_noise': ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,)),
-        'gaussian_blur': ((0.4,), (0.6,), (0.7,), (0.8,), (1,)),
-        'spatter': (
-            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
-            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
-            (0.65, 0.3, 1, 0.69, 0.5, 0),
-            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
-            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
-        ),
-        'saturate': ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
-    },
-}
 
-
-def corrupt(image: Image.Image, corruption: str, severity: int, table: str, index: int, seed: int = 0) -> Image.Image:
+def corrupt_pixels(
+    pixels: NDArray[np.uint8], corruption: str, severity: int, table: str, index: int = 0, seed: int = 0
+) -> NDArray[np.uint8]:
     """Corrupt one image as the published generators do.
 
     The official ImageNet-C and Tiny-ImageNet-C files were stored as JPEG of quality 85 afterwards; this is not.
 
     Args:
-        image: An RGB or grey image.
+        pixels: (H, W, 3) or (H, W, 1), uint8. Grey ones are corrupted as colour and made grey again.
         corruption: One of `COMMON` or `HELD_OUT`.
         severity: 1 to 5.
         table: 'imagenet-c', 'tiny-imagenet-c' or 'cifar-c'.
@@ -172,30 +51,24 @@ def corrupt(image: Image.Image, corruption: str, severity: int, table: str, inde
         seed: See `index`.
 
     Returns:
-        An image of the same size and mode.
+        Pixels of the same shape.
 
     Raises:
-        ValueError: An unknown name or mode, a number out of range, or a side smaller than `min_side(table)`.
+        UserError: An unknown name, a number out of range, or a side smaller than `min_side(table)`.
     """
-    if image.mode not in ('RGB', 'L'):
-        raise ValueError(f'the image must be RGB or grey (L), got {image.mode}')
-    pixels = corrupt_pixels(np.asarray(image.convert('RGB')), corruption, severity, table, index, seed)
-    return Image.fromarray(pixels).convert(image.mode)
-
-
-def corrupt_pixels(
-    pixels: NDArray[np.uint8], corruption: str, severity: int, table: str, index: int = 0, seed: int = 0
-) -> NDArray[np.uint8]:
-    """Corrupt the pixels (H, W, 3), uint8, of one colour image; otherwise as `corrupt`."""
     if table not in TABLES:
-        raise ValueError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
+        raise UserError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
     if corruption not in TABLES[table]:
-        raise ValueError(f'the corruption must be one of {", ".join(TABLES[table])}, got {corruption!r}')
+        raise UserError(f'the corruption must be one of {", ".join(TABLES[table])}, got {corruption!r}')
     if severity not in SEVERITIES:
-        raise ValueError(f'the severity must be 1 to 5, got {severity!r}')
+        raise UserError(f'the severity must be 1 to 5, got {severity!r}')
     if index < 0 or seed < 0:
-        raise ValueError(f'index and seed must be 0 or more, got {index} and {seed}')
+        raise UserError(f'index and seed must be 0 or more, got {index} and {seed}')
     check_size(min(pixels.shape[:2]), table)
+    if pixels.shape[2] == 1:
+        colour = np.repeat(pixels, 3, axis=2)
+        image = Image.fromarray(corrupt_pixels(colour, corruption, severity, table, index, seed))
+        return np.asarray(image.convert('L'))[..., None]
     rng = np.random.default_rng((seed, index, severity, zlib.crc32(corruption.encode())))
     x: Pixels = pixels / 255.0
     x = _FUNCTIONS[corruption](x, rng, *TABLES[table][corruption][severity - 1])
@@ -203,28 +76,9 @@ def corrupt_pixels(
     return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-def table_for(side: int) -> str:
-    """Name the table made for images nearest to a side in pixels."""
-    return 'cifar-c' if side < 48 else 'tiny-imagenet-c' if side < 128 else 'imagenet-c'
-
-
-def min_side(table: str) -> int:
-    """Smallest side in pixels that a table's widest motion blur, of snow or of the image, fits into."""
-    strengths = TABLES[table]
-    return max(2 * int(r) + 1 for r in (*(s[0] for s in strengths['motion_blur']), *(s[4] for s in strengths['snow'])))
-
-
-def check_size(side: int, table: str) -> None:
-    """Raise ValueError where images of a side in pixels are too small for a table."""
-    if side < min_side(table):
-        fit = [name for name in TABLES if side >= min_side(name)]
-        advice = f'take the strengths of {" or ".join(fit)}' if fit else 'make the input larger'
-        raise ValueError(f'{table} needs images of {min_side(table)} pixels or more, got {side}: {advice}')
-
-
 def warm_up() -> None:
     """Compile what glass blur needs, so that worker processes find it compiled."""
-    corrupt(Image.new('RGB', (32, 32)), 'glass_blur', 1, 'cifar-c', 0)
+    corrupt_pixels(np.zeros((32, 32, 3), np.uint8), 'glass_blur', 1, 'cifar-c')
 
 
 def gaussian_noise(x: Pixels, rng: Generator, std: float) -> Pixels:

@@ -1,0 +1,83 @@
+"""The `timm-molly` command: a module for each subcommand, which turns flags into calls of the library.
+
+A module has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)`, which returns an exit code or None for 0; and
+`RESUMABLE` where the same command goes on after an interrupt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+from timm_molly import __version__
+from timm_molly.errors import UserError
+
+COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command on its arguments, those of the process if None.
+
+    Returns:
+        The command's exit code: 0; 2 after a line on stderr where the user has to change something; 130 where it was
+        interrupted and would go on.
+    """
+    modules = {name: importlib.import_module(f'{__name__}.{name}') for name in COMMANDS}
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = _parser(modules).parse_args(arguments)
+    args.command_line = ' '.join(['timm-molly', *arguments])  # which reports quote
+    module = modules[args.command]
+    try:
+        with _notes(args.command):
+            code = module.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `timm-molly models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
+        return 141  # as a shell says of SIGPIPE
+    except KeyboardInterrupt:
+        if args.debug or not getattr(module, 'RESUMABLE', False):
+            raise
+        print('\ninterrupted; the same command goes on with what is left', file=sys.stderr)
+        return 130
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f'timm-molly {args.command}: {error}', file=sys.stderr)
+        return 2
+    return int(code or 0)
+
+
+def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='timm-molly', description='Mollification for timm.')
+    parser.add_argument('--version', action='version', version=f'timm-molly {__version__}')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, module in modules.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.DESCRIPTION)
+        module.add_arguments(command)
+        if name != 'run':  # whose arguments are the script's
+            command.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+@contextmanager
+def _notes(command: str) -> Iterator[None]:
+    """Show on stderr what the library notes, as it is."""
+    if command == 'run':  # the script has a log of its own
+        yield
+        return
+    logger, handler = logging.getLogger('timm_molly'), logging.StreamHandler(sys.stderr)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

@@ -1,0 +1,19 @@
+"""`timm-molly models`: list published models with their figures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = 'list published models with their figures'
+DESCRIPTION = 'List the models in the folders of a folder, with error and calibration, clean and corrupted.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument('folder', metavar='DIR', nargs='?', type=Path, default=Path('hub_cards'), help='(%(default)s)')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    raise NotImplementedError

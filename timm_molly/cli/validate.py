@@ -1,0 +1,32 @@
+"""`timm-molly validate`: measure a model under common corruptions."""
+
+from __future__ import annotations
+
+import argparse
+
+from timm_molly.cli import flags
+
+HELP = 'measure a model under common corruptions'
+DESCRIPTION = (
+    'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common corruptions: '
+    'on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or under noise and '
+    'blur of mollification (--mollification). A run that was interrupted goes on where it stopped.'
+)
+RESUMABLE = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    flags.add_arguments(parser)
+    flags.add_benchmark_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    measurement = flags.measurement(args)
+    measurement.check()  # before a model is loaded
+    classifier = flags.classifier(args)
+    output = args.output or flags.default_output(args, 'validate')
+    report = measurement.run(classifier, output, args.command_line)
+    report.save(output)
+    print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md and pictures')

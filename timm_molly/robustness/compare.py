@@ -1,0 +1,117 @@
+"""Two or more reports side by side: `timm_molly.compare([a, b])`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_molly.errors import UserError
+from timm_molly.files import make_folder, write_text
+from timm_molly.preview import save_figure
+from timm_molly.robustness import figures, render
+from timm_molly.robustness.report import CLEAN, Report, differences, plain
+from timm_molly.tables import Row, aligned, markdown_table, number
+
+METRICS = ('error', 'nll', 'ece')
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reports of the same images, side by side.
+
+    Attributes:
+        reports: Two or more.
+        names: A name for each.
+    """
+
+    reports: tuple[Report, ...]
+    names: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Error, NLL and ECE of each, and their differences to the first; the first row is the head."""
+        letters = self._letters()
+        head = ['']
+        for metric in METRICS:
+            head += [f'{render.HEADINGS[metric]} {letter}' for letter in letters]
+            head += [f'{letter} - {letters[0]}' for letter in letters[1:]]
+        rows: list[Row] = [head]
+        for lines in zip(*map(render.summary_rows, self.reports), strict=True):
+            row = [lines[0][0]]
+            for metric in METRICS:
+                numbers = [of[metric] for _, of in lines]
+                row += [number(metric, n) for n in numbers]
+                row += [
+                    '' if n != n or numbers[0] != numbers[0] else number(metric, n - numbers[0], sign=True)
+                    for n in numbers[1:]
+                ]
+            rows.append(row)
+        for heading, values in (
+            ('mCE %', [r.mce for r in self.reports]),
+            ('relative mCE %', [r.relative_mce for r in self.reports]),
+        ):
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                row = [heading, *(number('error', v) for v in known)]
+                row += [number('error', v - known[0], sign=True) for v in known[1:]]
+                rows.append(row + [''] * (len(head) - len(row)))
+        return rows
+
+    def __str__(self) -> str:
+        return f'{self._above()}\n\n{aligned(self.rows)}'
+
+    def save(self, folder: str | Path) -> None:
+        """Write compare.md and compare.png.
+
+        Raises:
+            UserError: The folder cannot be written, or matplotlib is missing.
+        """
+        folder = make_folder(Path(folder))
+        picture = figures.comparison(self.reports, self.names)
+        table = f'{self._above()}\n\n{markdown_table(self.rows)}'
+        write_text(folder / 'compare.md', f'{table}\n\n![comparison](compare.png)\n')
+        save_figure(picture, folder / 'compare.png')
+
+    def _letters(self) -> list[str]:
+        return [chr(ord('A') + i) for i in range(len(self.reports))]
+
+    def _above(self) -> str:
+        key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), self.names, strict=True))
+        return f'{render.subject(self.reports[0])}\n\n{key}'
+
+
+def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Comparison:
+    """Put reports of the same images side by side, with the differences of each to the first.
+
+    Args:
+        reports: Two to six.
+        names: A name for each (default: those of their models).
+
+    Returns:
+        `print` shows the table, `save` writes it with a picture.
+
+    Raises:
+        UserError: Too few or too many, or they measured different things (which).
+    """
+    most = len(figures.REPORTS)
+    if not 2 <= len(reports) <= most or not all(isinstance(each, Report) for each in reports):
+        raise UserError(f'compare takes 2 to {most} reports, got {len(reports)}')
+    names = [each.model.label for each in reports] if names is None else list(names)
+    if len(names) != len(reports):
+        raise UserError(f'compare takes a name for each of {len(reports)} reports, got {len(names)}')
+    letters = 'ABCDEF'
+    for letter, report in zip(letters[1:], reports[1:], strict=False):
+        different = differences(measured(reports[0]), measured(report))
+        if different:
+            raise UserError(f'A and {letter} measured different things: {"; ".join(different)}')
+    return Comparison(tuple(reports), tuple(names))
+
+
+def measured(report: Report) -> dict[str, Any]:
+    """What two reports must share to be compared; names of folders and models may differ."""
+    benchmark = plain(dataclasses.replace(report.benchmark, name=None, taught=None))
+    data = {'images': report.data.images, 'num_classes': report.data.num_classes, 'labels': report.data.labels}
+    return {**benchmark, **data, 'clean': CLEAN in report, 'at': sorted({level for _, level in report})}

@@ -1,0 +1,150 @@
+"""A report as text: the table for the terminal, Markdown, and CSV."""
+
+from __future__ import annotations
+
+import csv as csv_writer
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from timm_molly.robustness.corruptions.names import COMMON, GROUPS, HELD_OUT
+from timm_molly.tables import Row, aligned, markdown_table, number
+
+if TYPE_CHECKING:
+    from timm_molly.robustness.report import Cell, Metrics, Report
+
+HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
+LETTER = ('error', 'nll', 'ece', 'confidence')  # of a table that has to be narrow
+
+
+def text(report: Report) -> str:
+    """The table for the terminal, with what it is about above it."""
+    return f'{title(report)}\n{_facts(report)}\n\n{aligned(_table(report))}'
+
+
+def page(report: Report, pictures: list[str]) -> str:
+    """The table as a page of Markdown, with its pictures.
+
+    Args:
+        report: The report.
+        pictures: Names of the pictures beside it, without .png.
+    """
+    shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
+    return f'# {title(report)}\n\n{_facts(report)}\n\n{markdown_table(_table(report))}\n\n{shown}\n'
+
+
+def markdown(report: Report) -> str:
+    """The means of a report as a Markdown table: error, NLL, ECE and mean confidence, a row a corruption and group."""
+    if report.benchmark.mollified:
+        return markdown_table(_table(report))
+    rows = [['', *(HEADINGS[metric] for metric in LETTER)]]
+    rows += [[name, *(number(m, values[m]) for m in LETTER)] for name, values in summary_rows(report)]
+    return markdown_table(rows)
+
+
+def csv(report: Report) -> str:
+    """Every cell as CSV; a figure that is not finite is left empty."""
+    file = io.StringIO()
+    writer = csv_writer.writer(file, lineterminator='\n')
+    writer.writerow(['name', 't' if report.benchmark.mollified else 'severity', 'images', *HEADINGS])
+    for (name, level), cell in report.cells.items():
+        figures = cell.figures().values()
+        writer.writerow([name, f'{level:g}', cell.images, *('' if v is None else repr(v) for v in figures)])
+    return file.getvalue()
+
+
+def title(report: Report) -> str:
+    """Name the model and what it was measured on."""
+    return f'{report.model.label} on {subject(report)}'
+
+
+def subject(report: Report) -> str:
+    """Name what a model was measured on."""
+    data, benchmark = report.data, report.benchmark
+    images = f'{data.images} images' + (f' of {data.dataset}' if data.dataset else '')
+    how = {
+        'mollification': 'noised and blurred as in training',
+        'on the fly': f'corrupted as {benchmark.table}',
+        'official': f'corrupted: {benchmark.name}',
+    }[benchmark.kind]
+    return f'{images}, {how}'
+
+
+def notes(report: Report) -> list[str]:
+    """Lines on mCE, and on what went wrong."""
+    lines = []
+    if report.mce is not None:
+        line = f'mCE {100 * report.mce:.1f} %'
+        if report.relative_mce is not None:
+            line += f', relative mCE {100 * report.relative_mce:.1f} % (AlexNet: 100 %)'
+        lines.append(line)
+    if report.not_finite:
+        lines.append(
+            f'NOT A NUMBER: the model gave logits that are not finite in {", ".join(report.not_finite)}; '
+            'means that these go into are left out'
+        )
+    return lines
+
+
+def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
+    """The rows of a table by their names: clean, corruptions and their groups, means; or each t of mollification."""
+    if ('clean', 0) in report:
+        yield 'clean', report.clean
+    if report.benchmark.mollified:
+        for (name, t), cell in report.cells.items():
+            if name != 'clean':
+                yield f'{name} t={t:g}', cell
+        return
+    for group, members in GROUPS.items():
+        for name in members:
+            if name in report.corruptions:
+                yield name, report.corruptions[name]
+        if group in report.groups:
+            yield f'mean of {group}', report.groups[group]
+    if any(name in COMMON for name in report.corruptions):
+        yield 'mean of all', report.mean
+    for name in HELD_OUT:
+        if name in report.corruptions:
+            yield f'{name} (held out)', report.corruptions[name]
+
+
+def _table(report: Report) -> list[Row]:
+    if report.benchmark.mollified:
+        return _mollification_table(report)
+    severities = report.benchmark.severities
+    heads = [f'{"error % " if s == severities[0] else ""}at {s}' for s in severities]
+    rows: list[Row] = [['', *heads, *HEADINGS.values()]]
+    for name, metrics in summary_rows(report):
+        cells = report.at(name.removesuffix(' (held out)'))
+        errors = [number('error', cells[s].error) if s in cells else '' for s in severities]
+        rows.append([name, *errors, *(number(metric, metrics[metric]) for metric in HEADINGS)])
+    return rows
+
+
+def _mollification_table(report: Report) -> list[Row]:
+    columns = ['confidence', *['taught'] * (report.taught is not None), 'ECE']
+    rows: list[Row] = [['t', *(heading for name in report.names for heading in (f'{name}: correct', *columns))]]
+    if ('clean', 0) in report:
+        rows.append(['0 (clean)', *_mollified(report.clean, 1.0, report) * len(report.names)])
+    for t in report.at(report.names[0]):
+        taught = {name: report.taught[name][t] if report.taught else 1.0 for name in report.names}
+        shown = [_mollified(report[name, t], taught[name], report) for name in report.names]
+        rows.append([f'{t:g}', *(cell for cells in shown for cell in cells)])
+    return rows
+
+
+def _mollified(cell: Cell, taught: float, report: Report) -> list[str]:
+    values = [1 - cell.error, cell.confidence, *[taught] * (report.taught is not None), cell.ece]
+    return [number('share', value) for value in values]
+
+
+def _facts(report: Report) -> str:
+    """Lines under the title."""
+    model = report.model
+    size = ' x '.join(str(side) for side in model.input_size[1:])
+    crop = model.crop_pct if report.benchmark.crop_pct is None else report.benchmark.crop_pct
+    trained = f', trained with --aa {model.aa}' if model.aa else ''
+    about = (
+        f'{model.parameters / 1e6:.2f} M parameters, {model.num_classes} classes, input {size}, crop {crop:g}{trained}'
+    )
+    return '\n'.join([*notes(report), about])
