@@ -26,8 +26,22 @@ if TYPE_CHECKING:
     from timm_molly.target import CoupledTarget
 
 __all__ = [
-    *('Classifier', 'CoupledTarget', 'Mollify', 'MollyConfig', 'Report', 'UserError'),
-    *('compare', 'evaluate', 'fit', 'functional', 'hub', 'load', 'loss', 'push', 'register', 'robustness'),
+    'Classifier',
+    'CoupledTarget',
+    'Mollify',
+    'MollyConfig',
+    'Report',
+    'UserError',
+    'compare',
+    'evaluate',
+    'fit',
+    'functional',
+    'hub',
+    'load',
+    'loss',
+    'push',
+    'register',
+    'robustness',
     'unregister',
 ]
 

@@ -1,7 +1,7 @@
 """The `timm-molly` command: a module for each subcommand, which turns flags into calls of the library.
 
-A module has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)`, which returns an exit code or None for 0; and
-`RESUMABLE` where the same command goes on after an interrupt.
+A module has `HELP`, `DESCRIPTION`, `add_arguments(parser)`, and `run(args)`, which returns an exit code or None for 0;
+and `RESUMABLE` where the same command goes on after an interrupt.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 import ast
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from timm_molly.classifier import Classifier
@@ -91,7 +91,7 @@ def classifier(args: argparse.Namespace) -> Classifier:
         raise UserError('--pretrained and --checkpoint both name weights; leave one out')
     if args.use_ema and args.checkpoint is None:
         raise UserError('--use-ema needs --checkpoint')
-    preparation: Preparation = {key: getattr(args, key) for key in Preparation.__annotations__}  # type: ignore[assignment]
+    preparation = cast(Preparation, {str(key): getattr(args, key) for key in Preparation.__annotations__})
     kwargs = _model_kwargs(args.model_kwargs)
     if args.checkpoint is not None:
         return Classifier.from_run(

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 def run_script(script: str, arguments: list[str]) -> None:
     """Run a script as `python SCRIPT` would, with the plugin registered."""
-    from timm_molly import register
+    from timm_molly.plugin.register import register
 
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))  # first, for a timm that is there beside the script

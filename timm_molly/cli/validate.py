@@ -8,9 +8,9 @@ from timm_molly.cli import flags
 
 HELP = 'measure a model under common corruptions'
 DESCRIPTION = (
-    'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common corruptions: '
-    'on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or under noise and '
-    'blur of mollification (--mollification). A run that was interrupted goes on where it stopped.'
+    'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common '
+    'corruptions: on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or '
+    'under noise and blur of mollification (--mollification). A run that was interrupted goes on where it stopped.'
 )
 RESUMABLE = True
 

@@ -208,11 +208,14 @@ class Mollification:
         steps = classifier.pixels()
         conditions = [Condition('clean', 0, images, steps)]
         if 'n' in config.roles:
-            noised = (partial(_noise, t, self.seed) for t in self.temperatures)
-            conditions += [Condition('noise', t, images, steps, degrade=f) for t, f in zip(self.temperatures, noised)]
+            conditions += [
+                Condition('noise', t, images, steps, degrade=partial(_noise, t, self.seed)) for t in self.temperatures
+            ]
         if 'b' in config.roles:
-            blurred = (partial(_blur, t, config.min_scale) for t in self.temperatures)
-            conditions += [Condition('blur', t, images, steps, degrade=f) for t, f in zip(self.temperatures, blurred)]
+            conditions += [
+                Condition('blur', t, images, steps, degrade=partial(_blur, t, config.min_scale))
+                for t in self.temperatures
+            ]
         record = BenchmarkRecord(
             'mollification',
             roles=''.join(sorted(set(config.roles) & {'n', 'b'})),

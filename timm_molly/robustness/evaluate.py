@@ -84,7 +84,7 @@ def evaluate(
     set, the corruption, the severity and the seed alone.
 
     Args:
-        model: A timm model, a `Classifier`, or any other module as a `Classifier` that says how its images are prepared.
+        model: A timm model, or a `Classifier`, which says of any other module how its images are prepared.
         dataset: By index (image, label): a PIL image or a uint8 array (H, W, 3), and a class from 0 on, such as a list,
             or a torchvision data set without transform. None for a published set without its clean images.
         conditions: `robustness.common(...)`, `Corruptions`, `Published` or `Mollification`.
@@ -97,7 +97,8 @@ def evaluate(
         command: Command line that the report names.
 
     Returns:
-        The report: `report.clean.error`, `report.mean.ece`, `report['fog', 3].nll`; `print(report)`, `report.save(...)`.
+        The report: `report.clean.error`, `report.mean.ece`, `report['fog', 3].nll`, `report.save(...)`; `print` shows
+        its table.
 
     Raises:
         UserError: The model, the images or a number will not do, or the folder holds another measurement.

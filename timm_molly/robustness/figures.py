@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
-def panels(figure: Figure, rows: int, columns: int, **shared: bool | str) -> Sequence[Sequence[Axes]]:
+def panels(figure: Figure, rows: int, columns: int, **shared: Any) -> Sequence[Sequence[Axes]]:
     """Rows of panels, also where there is one."""
     axes: Sequence[Sequence[Axes]] = figure.subplots(rows, columns, squeeze=False, **shared)
     return axes
@@ -191,7 +191,7 @@ def _heat_map(report: Report) -> Figure:
         shown = 'nan' if np.isnan(error) else f'{error:.0f}'
         ax.text(column, row, shown, ha='center', va='center', fontsize=8, color='white' if error > 40 else 'black')
     ax.set_xticks(range(len(names)), [name.replace('_', ' ') for name in names], rotation=40, ha='right', fontsize=8)
-    ax.set_yticks(range(len(severities)), severities)
+    ax.set_yticks(range(len(severities)), [str(s) for s in severities])
     ax.set_ylabel('severity', fontsize=9)
     ax.set_title('error in %', fontsize=10)
     ax.spines[:].set_visible(False)

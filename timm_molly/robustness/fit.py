@@ -213,7 +213,7 @@ def fit_power(degradation: str, report: Report) -> Power:
 def _confidence(degradation: str, t: ArrayLike, power: float, num_classes: int) -> NDArray[np.float64]:
     config = MollyConfig(noise_power=power, blur_power=power)
     at = torch.as_tensor(np.asarray(t), dtype=torch.float64)
-    confidence: NDArray[np.float64] = config.confidence(degradation[0], at, num_classes).numpy()
+    confidence: NDArray[np.float64] = np.asarray(config.confidence(degradation[0], at, num_classes))
     return confidence
 
 

@@ -23,8 +23,8 @@ Picture = TypeVar('Picture', Image.Image, NDArray[np.uint8])
 class Corrupt:
     """Corrupt images as a published set does: `Corrupt('fog', severity=3)(image)`.
 
-    The same image gets the same corruption, in any order and in any worker: what is drawn for it follows from its pixels
-    and the seed, or from its place in a data set, as in `evaluate`, where `index` says it.
+    The same image gets the same corruption, in any order and in any worker: what is drawn for it follows from its
+    pixels and the seed, or from its place in a data set, as in `evaluate`, where `index` says it.
 
     Attributes:
         name: One of the 15 common corruptions or of the 4 held out.
