@@ -11,7 +11,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import tiny_images
+from support import tiny_images
+from support.measured import checkpoint, flags  # noqa: F401
 
 # Tests that import torch see the plugin as a user does, whatever the environment of the test run.
 os.environ.pop('TIMM_MOLLY_AUTOLOAD', None)
@@ -65,7 +66,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='session')
 def hub_server() -> Iterator[object]:
     """The Hub of these tests, where HF_ENDPOINT points to."""
-    from hub_server import running
+    from support.hub_server import running
 
     with running(HUB_SOCKET) as server:
         yield server

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from authors import authors_model, needs_authors
+from support.authors import authors_model, needs_authors
 from torch.nn import functional as F
 
 from timm_molly import CoupledTarget, Mollify, MollyConfig

@@ -1,9 +1,7 @@
 """Every recipe against the flags of train.py, built, and trained for two steps on a handful of images."""
 
 import argparse
-import importlib.util
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -13,67 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_data
 import timm
 import torch
 import yaml
 from PIL import Image
+from support import small_data
+from support.recipes import OWNER, PARSER, SCRIPT, problems
+from support.train_flags import parser as STAND_IN
 from timm.data.auto_augment import rand_augment_transform
-from train_flags import parser as STAND_IN
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / 'recipes'
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob('*.yaml'))}
 PAPER = [name for name in RECIPES if name.startswith(('cifar', 'tinyimagenet'))]
-SCRIPT = os.environ.get('TIMM_TRAIN_SCRIPT')
 needs_script = pytest.mark.skipif(not SCRIPT, reason='set TIMM_TRAIN_SCRIPT to a train.py of timm')
-
-
-def real_parser():
-    """Import timm's own script, and return its parser."""
-    spec = importlib.util.spec_from_file_location('real_train_script', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.parser
-
-
-PARSER = real_parser() if SCRIPT else STAND_IN
-OWNER = f'train.py of timm {timm.__version__ if SCRIPT else "main (August 2026)"}'
-
-
-def problems(name, recipe, parser):
-    """List what `parser` would not take on the command line; train.py itself takes anything from a --config file."""
-    actions = {action.dest: action for action in parser._actions}
-    for key, value in recipe.items():
-        flag = f'--{key.replace("_", "-")}'
-        if key not in actions:
-            yield f'{name}.yaml: {OWNER} has no {flag}; the key {key} is misspelt or for a newer timm'
-            continue
-        action = actions[key]
-        kind = action.type or str
-        if action.nargs == 0:
-            wanted, fits = 'true or false', isinstance(value, bool)
-        elif type(action).__name__ == 'ParseKwargs':
-            wanted, fits = 'a mapping', isinstance(value, dict)
-        elif action.nargs in ('+', '*') or isinstance(action.nargs, int):
-            wanted, fits = (
-                f'a list of {kind.__name__}',
-                isinstance(value, list) and all(fitting(v, kind) for v in value),
-            )
-            if isinstance(action.nargs, int):
-                wanted, fits = f'{wanted}, {action.nargs} of them', fits and len(value) == action.nargs
-        else:
-            wanted, fits = kind.__name__, fitting(value, kind)
-        if fits and action.choices:
-            wanted, fits = f'one of {", ".join(action.choices)}', value in action.choices
-        if not fits:
-            yield f'{name}.yaml: {flag} takes {wanted}, not {value!r}'
-
-
-def fitting(value, kind):
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -325,7 +276,7 @@ OPTIMIZERS = {'momentum': 'SGD', 'sgd': 'SGD', 'lamb': 'Lamb', 'adamw': 'AdamW'}
 @pytest.mark.skipif(bool(SCRIPT), reason='the test below trains with the real script')
 @pytest.mark.parametrize('name', RECIPES)
 def test_it_builds_and_trains_two_steps(name, scaled_down, cifar, monkeypatch, caplog):
-    import train_script
+    from support import train_script
     from timm import utils
     from torch import nn
 
@@ -373,7 +324,7 @@ def test_it_builds_and_trains_two_steps(name, scaled_down, cifar, monkeypatch, c
 def test_it_starts_under_timms_own_script(name, scaled_down, cifar, tmp_path, python):
     words = [*scaled_down(name), '--log-interval', '1', '--output', str(tmp_path), '--experiment', 'run']
     done = python(
-        HERE / 'small_data.py',
+        HERE / 'support' / 'small_data.py',
         SCRIPT,
         '--config',
         FOLDER / f'{name}.yaml',

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import warm
 import yaml
 from safetensors.torch import save_file
-from test_train_script import SCRIPT, arguments
+from support import warm
+from support.train import SCRIPT, arguments
 
 from timm_molly.cli import main
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from reference import SCRIPTS, SIZES, load, needs_reference, photograph
+from support.reference import SCRIPTS, SIZES, load, needs_reference, photograph
 
 from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
 

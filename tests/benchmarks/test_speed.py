@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.authors import authors_model, needs_authors
 from torch.nn import functional as F
 
 from timm_molly import Mollify
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from authors import authors_model, needs_authors
 
 SIZES = [(256, 32), (256, 64), (64, 224)]
 NUM_CLASSES = 100

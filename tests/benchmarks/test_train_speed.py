@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 HERE = Path(__file__).parent
-SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or HERE.parent / 'train_script.py').resolve()
+SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or HERE.parent / 'support' / 'train_script.py').resolve()
 TURNS = 24  # of four steps: without, with, with, without
 
 

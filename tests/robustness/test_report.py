@@ -5,47 +5,12 @@ import re
 
 import pytest
 from PIL import Image
+from support.reports import cell, made, mollified
 
 from timm_molly.cli import main
 from timm_molly.robustness import corruptions as C
 from timm_molly.robustness import report as R
 from timm_molly.robustness.metrics import ALEXNET, METRICS
-
-
-def cell(error, images=100, **values):
-    bins = {'images': [0.0] * 10 + [images / 5] * 5, 'correct': [0.0] * 10 + [images / 6] * 5}
-    bins['confidence'] = [0.0] * 10 + [images / 5.5] * 5
-    return {
-        'images': images,
-        **{'error': error, 'nll': 2 * error, 'brier': error, 'ece': error / 4, 'confidence': 0.9, **values},
-        'bins': bins,
-        'labels': 'abc',
-    }
-
-
-def made(benchmark=None, cells=None, num_classes=10, **model):
-    if cells is None:
-        cells = {(name, s): cell(0.1 * s + 0.001 * i) for i, name in enumerate(C.COMMON) for s in C.SEVERITIES}
-        cells = {('clean', 0): cell(0.05), **cells}
-    severities = sorted({level for name, level in cells if name != 'clean'})
-    benchmark = benchmark or {'kind': 'on the fly', 'table': 'cifar-c', 'seed': 1, 'severities': severities}
-    model = {
-        'name': 'test_resnet',
-        'checkpoint': None,
-        'aa': None,
-        'parameters': 370_000,
-        'num_classes': num_classes,
-        'input_size': [3, 32, 32],
-        'crop_pct': 1.0,
-        **model,
-    }
-    data = {'dataset': 'digits', 'images': 100, 'num_classes': num_classes, 'class_map': False, 'labels': 'abc'}
-    return R.build(model, benchmark, data, cells, 'timm-molly validate')
-
-
-def mollified(**changes):
-    cells = {('clean', 0): cell(0.05)} | {(n, t): cell(t / 2) for n in ('noise', 'blur') for t in (0.25, 0.5, 1.0)}
-    return made({'kind': 'mollification', 'roles': 'bn', 'taught': 'molly', 'seed': 1, **changes}, cells)
 
 
 def test_mce_is_reported_for_imagenet_c_with_imagenets_classes_alone():

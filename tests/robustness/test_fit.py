@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_report import cell
-from test_validate import checkpoint, flags  # noqa: F401
+from support.reports import cell
+from timm_molly.robustness.benchmark import TEMPERATURES
 
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.robustness.benchmark import TEMPERATURES
 from timm_molly.robustness.fit import _doubts_of_fit, fit_power
 
 
@@ -51,7 +50,7 @@ def test_no_other_power_is_nearer_and_the_gap_is_what_it_says():
     assert all(np.sqrt((gaps(power) ** 2).mean()) >= found['rms'] - 1e-5 for power in np.geomspace(0.05, 1000, 500))
 
 
-def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsys):  # noqa: F811
+def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsys):
     assert main(['fit', *flags, '-o', str(tmp_path)]) == 0
     text = capsys.readouterr().out
     aa = next(line for line in text.splitlines() if line.startswith('--aa ')).split()[1]
@@ -71,7 +70,7 @@ def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsy
         assert image.width > 500
 
 
-def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path, capsys):  # noqa: F811
+def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path, capsys):
     assert main(['fit', *flags, '--aa', 'molly-mxn-kb3', '-o', str(tmp_path)]) == 0
     aa = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('--aa ')).split()[1]
     config = MollyConfig.from_string(aa)
@@ -115,8 +114,8 @@ def test_a_power_that_answers_raises_no_doubt():
     ],
 )
 def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(
-    checkpoint,  # noqa: F811
-    flags,  # noqa: F811
+    checkpoint,
+    flags,
     tmp_path,
     capsys,
     monkeypatch,
@@ -142,6 +141,6 @@ def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(
     assert ('No --aa to copy' in text) != answered
 
 
-def test_training_images_are_suspected(flags, tmp_path, capsys):  # noqa: F811
+def test_training_images_are_suspected(flags, tmp_path, capsys):
     assert main(['fit', *flags, '--split', 'train', '-o', str(tmp_path)]) == 0
     assert 'But: these may be images that the net was trained on' in capsys.readouterr().out

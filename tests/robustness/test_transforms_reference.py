@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from reference import DETERMINISTIC, MISSING, REASON, SCRIPTS, SIZES, load, photograph, pixels
+from support.reference import DETERMINISTIC, MISSING, REASON, SCRIPTS, SIZES, load, photograph, pixels
 
 from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
 

@@ -1,26 +1,20 @@
 """timm's train.py with `--aa molly`, whole: the script named by TIMM_TRAIN_SCRIPT, or the stand-in beside this file."""
 
-import functools
 import json
 import math
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import warm
+from support import warm
+from support.train import FOLDER, SCRIPT, STAND_IN, arguments, usage
 from timm.models._hub import save_for_hf
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.train
-STAND_IN = HERE / 'train_script.py'
-SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or STAND_IN).resolve()
 
 CASES = {
     'plain': '',
@@ -54,30 +48,6 @@ MIXED_CASES = {
 }
 
 
-@functools.cache
-def usage() -> str:
-    if SCRIPT == STAND_IN:
-        done = warm.run_script(SCRIPT, '--help')
-    else:
-        done = subprocess.run([sys.executable, SCRIPT, '--help'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def arguments(image_folder: Path, output: Path, options: str) -> list[str]:
-    flags = set(re.findall(r'--[a-z-]+', options)) - {'--config'}  # which --help leaves out
-    missing = [flag for flag in flags if flag not in usage()]
-    if missing:
-        pytest.skip(f'this train script has no {missing[0]}')
-    aa = '' if '--aa' in options or '--config' in options else '--aa molly'
-    epochs = '' if '--epochs' in options else '--epochs 1'
-    common = (
-        f'--data-dir {image_folder} --model test_resnet --img-size 32 --num-classes 3 -b 8 -j 1 --device cpu '
-        f'--warmup-epochs 0 --lr 0.01 --log-interval 1 --output {output} --experiment run'
-    )
-    return f'{common} {aa} {epochs} {options}'.split()
-
-
 @pytest.fixture
 def train(image_folder, tmp_path, python):
     """Train with the given options, and return the log and what the loss was given."""
@@ -88,7 +58,7 @@ def train(image_folder, tmp_path, python):
         options = arguments(image_folder, tmp_path / 'output', options)
         compiled = '--torchcompile' in options  # whose own worker processes need a process of its own
         run_script = warm.run_script if SCRIPT == STAND_IN and not compiled else python
-        done = run_script(HERE / 'spy.py', record, SCRIPT, *options)
+        done = run_script(FOLDER / 'spy.py', record, SCRIPT, *options)
         log = done.stdout + done.stderr
         if done.returncode and SCRIPT != STAND_IN and python(SCRIPT, *without_molly(options)).returncode:
             pytest.skip(f'this train script fails on the CPU without molly too: {log.strip().splitlines()[-1]}')
@@ -261,7 +231,7 @@ def test_ranks_draw_different_noise_and_repeat_their_own(image_folder, tmp_path,
         launcher = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', port, *start)
         record = tmp_path / f'{name}.json'
         options = arguments(image_folder, tmp_path / name, '')
-        done = python(*launcher, HERE / 'spy.py', record, SCRIPT, *options, env=env)
+        done = python(*launcher, FOLDER / 'spy.py', record, SCRIPT, *options, env=env)
         log = done.stdout + done.stderr
         assert done.returncode == 0, log[-4000:]
         check_log(log)  # one line for both ranks

@@ -79,7 +79,7 @@ def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, mo
 def test_who_stops_reading_gets_no_error(tmp_path):
     """As `timm-molly models | head -1`."""
     command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']
-    command += ['models', str(Path(__file__).parents[1] / 'hub_cards')]
+    command += ['models', str(Path(__file__).parents[2] / 'hub_cards')]
     # With a buffer, which is written at the end.
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONUNBUFFERED'}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -98,7 +98,7 @@ def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, monke
 
 @pytest.mark.slow
 def test_compare_needs_the_extra_plot_alone(python, tmp_path):
-    cards = Path(__file__).parents[1] / 'hub_cards'
+    cards = Path(__file__).parents[2] / 'hub_cards'
     words = ['compare', cards / 'test_resnet.fashion_mnist', cards / 'test_resnet.molly_fashion_mnist', '-o']
     others = ['scipy', 'torchmetrics', 'cv2', 'imagecorruptions', 'sklearn']
     main = (

@@ -1,6 +1,5 @@
 """`timm-molly validate` end to end: against an independent computation, interrupted, and on bad input."""
 
-import argparse
 import json
 import os
 import shutil
@@ -19,18 +18,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_metrics import independent
+from support.measured import MEAN, STD, validation_images
+from support.metrics import independent
+from timm_molly.robustness.benchmark import TEMPERATURES
 
 from timm_molly.cli import main
 from timm_molly.robustness import corruptions as C
 from timm_molly.robustness import measure as measure_module
 from timm_molly.robustness import report as R
 from timm_molly.robustness import validate as V
-from timm_molly.robustness.benchmark import TEMPERATURES
 from timm_molly.weights import read_checkpoint
 
 BRIGHT = 1.3
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
 class Broken(torch.nn.Module):
@@ -42,58 +41,6 @@ class Broken(torch.nn.Module):
 
     def forward(self, x):
         return self.model(x) + torch.where(x.mean((1, 2, 3)) > BRIGHT, torch.nan, 0.0)[:, None]
-
-
-@pytest.fixture(scope='module')
-def checkpoint(image_folder, tmp_path_factory):
-    """Weights after a few steps, in the form in which train.py leaves them."""
-    torch.manual_seed(0)
-    model = timm.create_model('test_resnet', num_classes=3)
-    images, labels = validation_images(image_folder)
-    x = torch.stack([torch.from_numpy((np.asarray(i, float) / 255 - MEAN) / STD).permute(2, 0, 1) for i in images])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for _ in range(4):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x.float()), torch.from_numpy(labels)).backward()
-        optimizer.step()
-    with torch.no_grad():
-        model.fc.weight.mul_(10)
-    averaged = {name: value * 1.1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    path = tmp_path_factory.mktemp('run') / 'model_best.pth.tar'
-    state = {
-        'epoch': 3,
-        'arch': 'test_resnet',
-        'state_dict': {f'module.{name}': value for name, value in model.state_dict().items()},
-        'state_dict_ema': averaged,
-        'optimizer': {'state': {}},
-        'version': 2,
-        'args': argparse.Namespace(aa='molly-b4+rand-m9', model='test_resnet'),
-        'metric': 50.0,
-    }
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture
-def flags(image_folder, checkpoint):
-    """The flags of a run on the validation images."""
-    return [
-        *('--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32'),
-        *(
-            '--mean',
-            *map(str, MEAN),
-            '--std',
-            *map(str, STD),
-            '--interpolation',
-            'bicubic',
-            '--checkpoint',
-            str(checkpoint),
-            '-b',
-            '5',
-            '-j',
-            '0',
-        ),
-    ]
 
 
 def run(*arguments, output):
@@ -114,20 +61,6 @@ def load(checkpoint, key='state_dict'):
     model = timm.create_model('test_resnet', num_classes=3)
     model.load_state_dict({name.removeprefix('module.'): value for name, value in state.items()})
     return model.eval()
-
-
-def validation_images(root, crop_pct=0.95):
-    """Images as a person would prepare them: resized, cropped in the middle, in the order of the files."""
-    transform = timm.data.create_transform(32, interpolation='bicubic', crop_pct=crop_pct).transforms[:2]
-    images, labels = [], []
-    for label, folder in enumerate(sorted((root / 'validation').iterdir())):
-        for path in sorted(folder.iterdir()):
-            image = Image.open(path).convert('RGB')
-            for step in transform:
-                image = step(image)
-            images.append(image)
-            labels.append(label)
-    return images, np.array(labels)
 
 
 @torch.inference_mode()

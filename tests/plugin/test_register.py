@@ -12,8 +12,8 @@ import torch
 from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_transform
 
 from timm_molly.plugin import register as plugin
-from timm_molly.plugin.register import register, unregister
 from timm_molly.plugin.loader import MollyLoader
+from timm_molly.plugin.register import register, unregister
 
 
 @pytest.fixture(autouse=True)

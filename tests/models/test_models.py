@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from authors import authors_network, needs_authors
+from support.authors import authors_network, needs_authors
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from torch import fx

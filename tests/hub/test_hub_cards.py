@@ -4,17 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
-import hub_images
 import pytest
 import timm
 import torch
+from support import hub_images
 from timm.models import _hub
 
 import timm_molly.hub
 from timm_molly.cli import main
 from timm_molly.hub.make import make_again
 
-FOLDER = Path(__file__).parent.parent / 'hub_cards'
+FOLDER = Path(__file__).parents[2] / 'hub_cards'
 MODELS = sorted(path.parent for path in FOLDER.glob('*/config.json'))
 names = pytest.mark.parametrize('folder', MODELS, ids=lambda folder: folder.name)
 needs_local_dir = pytest.mark.skipif(

@@ -13,9 +13,9 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
+from timm_molly.robustness.model import load_model
 
 from timm_molly.cli import _parser
-from timm_molly.robustness.model import load_model
 
 FOLDER = Path(os.environ.get('MOLLY_OTHERS') or 'nowhere')
 

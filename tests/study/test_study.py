@@ -24,18 +24,18 @@ import timm
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_recipes import PARSER, problems
+from support.recipes import PARSER, problems
 from timm.data import resolve_data_config
+from timm_molly.robustness.model import _model_kwargs
 
 from timm_molly.cli import _parser as cli_parser
 from timm_molly.cli import main
-from timm_molly.robustness.model import _model_kwargs
 from timm_molly.study import results, runner
 from timm_molly.study.child import validate_words
 from timm_molly.study.grid import choose, read_grid
 
-HERE = Path(__file__).parent
-STUDIES = HERE.parent / 'recipes' / 'studies'
+HERE = Path(__file__).parents[1] / 'support'
+STUDIES = Path(__file__).parents[2] / 'recipes' / 'studies'
 GRIDS = sorted(STUDIES.glob('*.yaml'))
 SCRIPT = Path(os.environ.get('TIMM_TRAIN_SCRIPT') or HERE / 'train_script.py')
 SMALL = {

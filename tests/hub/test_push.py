@@ -1,17 +1,16 @@
 """From a train script's folder to the Hub and back, with the real client, real timm, and a server of our own."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-import warm
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_train_script import SCRIPT, arguments
-from tiny_images import CLASSES
+from support import warm
+from support.tiny_images import CLASSES
+from support.train import FOLDER, SCRIPT, arguments
 
 import timm_molly.hub
 from timm_molly import MollyConfig
@@ -19,7 +18,6 @@ from timm_molly.cli import main
 from timm_molly.hub.card import is_generated
 
 pytestmark = pytest.mark.train
-HERE = Path(__file__).parent
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGES = '--mean 0.4 0.5 0.6 --std 0.2 0.3 0.25 --crop-pct 0.8 --interpolation bilinear'
 WRITER = ('--token', 'hf_writer')
@@ -32,7 +30,7 @@ def train(image_folder, tmp_path_factory):
     def run(options=''):
         output = tmp_path_factory.mktemp('train')
         options = arguments(image_folder, output, f'{IMAGES} {options}')
-        done = warm.run_script(HERE / 'eval_spy.py', output / 'batches.pt', SCRIPT, *options)
+        done = warm.run_script(FOLDER / 'eval_spy.py', output / 'batches.pt', SCRIPT, *options)
         assert done.returncode == 0, done.stderr[-4000:]
         return output / 'run', torch.load(output / 'batches.pt')
 
@@ -79,7 +77,7 @@ def test_round_trip(train, hub, tmp_path, python, image_folder, capsys, model, e
     image = sorted((image_folder / 'validation').rglob('*.png'))[0]
     start = python if (model, ema) == ('allconvnet', 'none') else warm.run_script
     name = 'hf-hub:me/net'
-    done = start(HERE / 'load_pushed.py', name, tmp_path / 'x.pt', image, tmp_path / 'out.pt')
+    done = start(FOLDER / 'load_pushed.py', name, tmp_path / 'x.pt', image, tmp_path / 'out.pt')
     assert done.returncode == 0, done.stderr
     home = 'timm.models' if model == 'test_resnet' else 'timm_molly.models'
     assert done.stdout.startswith(home)

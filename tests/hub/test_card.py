@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_report import cell, made, mollified
+from support.reports import cell, made, mollified
 
 from timm_molly.hub import card
 

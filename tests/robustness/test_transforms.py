@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagecorruptions import corrupt as published
 from PIL import Image
-from reference import DETERMINISTIC
 from sklearn.datasets import load_sample_image
+from support.reference import DETERMINISTIC
 
 from timm_molly.robustness import corruptions as C
 

@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from hub_server import Fault, Handler
 from safetensors.torch import load_file
+from support.hub_server import Fault, Handler
 
 import timm_molly.hub
 from timm_molly.cli import main
