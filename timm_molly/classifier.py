@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from timm_molly import training
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
-from timm_molly.hub.folder import ABOUT, CONFIG, check_arguments, read_folder
+from timm_molly.hub.folder import ABOUT, CONFIG, TAG, check_arguments, read_folder
 from timm_molly.plugin.register import add_models
 from timm_molly.training import DATA_KEYS, Training
 from timm_molly.weights import Checkpoint, create_model, fingerprint, load_weights, one_line, read_checkpoint
@@ -283,36 +283,58 @@ class Classifier:
         Raises:
             UserError: A file is missing or malformed, or the weights do not fit.
         """
-        add_models()  # also where autoload is off
-        given = _given(preparation)
         source = training.find_checkpoint(Path(path))
         checkpoint = read_checkpoint(source, use_ema, trust_pickle)
         settings = _settings(name, checkpoint, source)
-        kwargs = dict(model_kwargs or {})
+        loaded = cls.from_checkpoint(checkpoint, source, settings, name, num_classes, model_kwargs, **preparation)
+        if settings:
+            kept = {key for key, value in preparation.items() if value not in (None, '', ())}
+            kept |= {'model'} * bool(name) | {'num_classes'} * bool(num_classes)
+            taken = {**settings, 'num_classes': loaded.num_classes}
+            _say_taken({key: value for key, value in taken.items() if key not in kept}, model_kwargs or {}, source)
+        else:
+            _say_guessed(_given(preparation), loaded)
+        return loaded
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        source: Path,
+        settings: Mapping[str, Any],
+        name: str | None = None,
+        num_classes: int | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **preparation: Unpack[Preparation],
+    ) -> Classifier:
+        """Make the classifier of a checkpoint that was read; otherwise as `from_run`.
+
+        Args:
+            checkpoint: What was read of it.
+            source: Its file.
+            settings: Of the training; empty where nothing tells them.
+            name: As of `from_run`.
+            num_classes: As of `from_run`.
+            model_kwargs: As of `from_run`.
+            **preparation: As of `from_run`.
+        """
+        add_models()  # also where autoload is off
+        given = _given(preparation)
         trained = name or settings.get('model')
         if not isinstance(trained, str):
             raise UserError(f'which model? Add --model: {source} does not say it')
-        merged = _merged(settings, {**given, **({'num_classes': num_classes} if num_classes else {})})
-        inherited = training.inherited_arguments(trained)
-        check_arguments(inherited, f'{trained}: model_args')
-        arguments = {**inherited, **training.model_arguments(merged), **kwargs}
-        arguments.pop('num_classes', None)  # of the model that it started from
+        merged = _merged(settings, given)
+        arguments = _arguments(trained, merged, model_kwargs or {}, source)
         _check_given(given, arguments['in_chans'])
-        if settings and not merged.get('num_classes'):  # train.py fills it in after it wrote args.yaml
-            merged['num_classes'] = training.count_classes(trained, checkpoint)
-        model = create_model(trained, {'num_classes': merged.get('num_classes'), **arguments, 'pretrained': False})
+        num_classes = num_classes or merged.get('num_classes')
+        if settings and not num_classes:  # train.py fills it in after it wrote args.yaml
+            num_classes = training.count_classes(trained, checkpoint)
+        model = create_model(trained, {'num_classes': num_classes, **arguments, 'pretrained': False})
         _load(model, checkpoint, trained, source)
-        of_images = _image_settings(model, arguments['in_chans'], settings, merged, given, source)
-        if settings:
-            _say_taken(
-                {key: value for key, value in merged.items() if key not in given}, name, kwargs, num_classes, source
-            )
-        else:
-            _say_guessed(given, trained, of_images, source)
         aa = settings.get('aa')
         return cls(
             model.eval(),
-            **of_images,
+            **_image_settings(model, arguments['in_chans'], settings, merged, given, source),
             name=trained,
             label_names=_labels(model),
             aa=aa if isinstance(aa, str) and aa else None,
@@ -334,7 +356,7 @@ class Classifier:
         return cls(
             found.model,
             **{key: cfg[key] for key in DATA_KEYS},
-            name=found.config['architecture'],
+            name=found.config['architecture'].removesuffix(f'.{TAG}'),
             label_names=found.config.get('label_names'),
             aa=about.get('aa'),
             model_args=found.config['model_args'],
@@ -433,7 +455,6 @@ def _settings(name: str | None, checkpoint: Checkpoint, source: Path) -> Mapping
     if name and isinstance(trained, str) and trained.partition('.')[0] != name.partition('.')[0]:
         _logger.warning('note: %s is of a training of %s, so that its settings are not used', source, trained)
         return {}
-    check_arguments(training.plain(settings.get('model_kwargs') or {}), f'{source}: model_kwargs')
     return settings
 
 
@@ -445,6 +466,15 @@ def _merged(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     if 'input_size' in given:
         kept['in_chans'] = None
     return {**kept, **given}
+
+
+def _arguments(name: str, settings: Mapping[str, Any], kwargs: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """What `timm.create_model` gets besides the name, the number of classes and the weights."""
+    inherited, own = training.inherited_arguments(name), training.plain(settings.get('model_kwargs') or {})
+    check_arguments(inherited, f'{name}: model_args')
+    check_arguments(own, f'{source}: model_kwargs')
+    found = {**inherited, **training.model_arguments(settings), **kwargs}
+    return {key: value for key, value in found.items() if key != 'num_classes'}  # of the model that it started from
 
 
 def _load(model: nn.Module, checkpoint: Checkpoint, name: str, source: object) -> None:
@@ -475,18 +505,12 @@ def _image_settings(
     return {key: config[key] for key in DATA_KEYS}
 
 
-def _say_taken(
-    settings: Mapping[str, Any],
-    name: str | None,
-    kwargs: Mapping[str, Any],
-    num_classes: int | None,
-    source: object,
-) -> None:
+def _say_taken(settings: Mapping[str, Any], kwargs: Mapping[str, Any], source: object) -> None:
     """Say what was taken from a training's settings, as flags."""
     words: list[str] = []
     for key in TAKEN:
         value = settings.get(key)
-        if value in (None, '') or (key == 'model' and name) or (key == 'num_classes' and num_classes):
+        if value in (None, ''):
             continue
         if isinstance(value, Mapping):
             value = [f'{k}={v}' for k, v in value.items() if k not in kwargs]
@@ -496,16 +520,16 @@ def _say_taken(
         _logger.info('as in the training of %s: %s', source, ' '.join(words))
 
 
-def _say_guessed(given: Mapping[str, Any], name: str, config: Mapping[str, Any], source: object) -> None:
+def _say_guessed(given: Mapping[str, Any], guessed: Classifier) -> None:
     """Say what of the images neither a training nor its user told."""
-    size = ' x '.join(map(str, config['input_size']))
+    size = ' x '.join(map(str, guessed.input_size))
     guesses = [f'input {size} (--img-size)'] if not {'img_size', 'input_size'} & given.keys() else []
-    guesses += [f'{key} {config[key]} (--{key})' for key in ('mean', 'std') if key not in given]
-    if guesses:
+    guesses += [f'{key} {getattr(guessed, key)} (--{key})' for key in ('mean', 'std') if key not in given]
+    if guesses and guessed.training:
         _logger.warning(
             'note: nothing says how the images of %s were prepared; a guess, from %s in timm: %s',
-            source,
-            name,
+            guessed.training.checkpoint,
+            guessed.name,
             ', '.join(guesses),
         )
 

@@ -12,6 +12,10 @@ class PackageError(UserError, ImportError):
     """A package that an extra of timm-molly brings is not installed."""
 
 
+class HubError(UserError, ConnectionError):
+    """The Hub could not be reached, or kept failing."""
+
+
 def needs(what: str, extra: str, error: ImportError) -> PackageError:
     """Say which packages to install for what was asked.
 

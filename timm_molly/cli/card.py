@@ -20,4 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    raise NotImplementedError
+    from timm_molly.hub.make import make_again
+
+    for folder in args.folders:
+        print(f'{folder}: {", ".join(make_again(folder, args.overwrite_card)) or "nothing"} changed or removed')

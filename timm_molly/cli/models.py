@@ -16,4 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    raise NotImplementedError
+    from timm_molly.hub.make import table
+
+    print(table(args.folder))

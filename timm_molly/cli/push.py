@@ -40,4 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    raise NotImplementedError
+    from timm_molly.errors import UserError
+    from timm_molly.hub.push import Publication, check_ready, is_ready, prepare, push
+
+    if args.output is not None and not args.dry_run:
+        raise UserError('-o is for --dry-run, which writes there what would be pushed')
+    if args.dry_run and (args.private or args.revision or args.create_pr or args.token):
+        raise UserError('--dry-run stops before the network; leave --private, --revision, --create-pr and --token out')
+    publication: Publication = {
+        'report': args.report,
+        'model': args.model,
+        'use_ema': False if args.no_ema else None,
+        'license': args.license,
+        'dataset_id': args.dataset_id,
+    }
+    if not args.dry_run:
+        where = {'private': args.private, 'revision': args.revision, 'create_pr': args.create_pr, 'token': args.token}
+        print(push(args.run, args.repo_id, overwrite_card=args.overwrite_card, **where, **publication))
+        if not args.create_pr:
+            at = f'@{args.revision}' if args.revision else ''
+            print(f"load it: timm.create_model('hf-hub:{args.repo_id}{at}', pretrained=True)")
+    elif is_ready(args.run):
+        if args.output is not None:
+            raise UserError(f'{args.run} is ready for the Hub and is pushed as it stands; leave -o out')
+        files = check_ready(args.run, args.repo_id, **publication)
+        print(f'{args.run} is sound; would push {", ".join(files)} to {args.repo_id}')
+    else:
+        name = args.repo_id.rpartition('/')[2]
+        folder = prepare(args.run, args.repo_id, args.output or Path('output/push') / name, **publication)
+        print(f'wrote {folder}: look at it, and push it with timm-molly push {folder} --repo-id {args.repo_id}')

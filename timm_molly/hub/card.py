@@ -9,10 +9,13 @@ from pathlib import PurePath
 from typing import Any
 
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.robustness.names import COMMON
+from timm_molly.errors import UserError
+from timm_molly.hub.folder import TAG
+from timm_molly.robustness import render
+from timm_molly.robustness.corruptions.names import COMMON
+from timm_molly.robustness.report import CLEAN, Metrics, Report
 
 Settings = Mapping[str, Any]
-Report = dict[str, Any]
 
 PAPER = 'https://arxiv.org/abs/2406.01494'
 PROJECT = '`timm-molly`'
@@ -100,7 +103,7 @@ def write(
     text = f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(sections) + '\n'
     card = ModelCard(text)  # reads its own metadata again, or raises
     if card.data.to_dict() != data.to_dict():  # type: ignore[no-untyped-call]
-        raise ValueError('the metadata of the card do not survive being written: an unusual name in it?')
+        raise UserError('the metadata of the card do not survive being written: an unusual name in it?')
     return f'{text}\n<!-- timm-molly: sha256 {_digest(text)} -->\n'
 
 
@@ -116,7 +119,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
 
     def result(where: str, condition: str, metric: str, value: float, label: str, split: Any) -> EvalResult:
         known = _hub_id(about, settings, where)
-        published = report is not None and where == report['benchmark'].get('name')  # which the condition names
+        published = report is not None and where == report.benchmark.name  # which the condition names
         return EvalResult(
             task_type='image-classification',
             task_name='Image Classification',
@@ -135,7 +138,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
             return []
         return [result(where, 'clean', 'accuracy', top1 / 100, 'Accuracy', settings.get('val_split'))]
     return [
-        result(_measured_on(report, condition), condition, metric, value, label, report['data']['split'])
+        result(_measured_on(report, condition), condition, metric, value, label, report.data.split)
         for condition, cell in conditions(report).items()
         for metric, value, label in _values(cell)
     ]
@@ -165,26 +168,26 @@ def evaluation_file(about: Settings, settings: Settings, report: Report | None) 
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
 
 
-def conditions(report: Report) -> dict[str, Mapping[str, Any]]:
+def conditions(report: Report) -> dict[str, Metrics]:
     """The clean cell and the mean over the common corruptions, by a name that says which, where they are finite."""
-    found = {'clean': report['clean']} if report['clean'] else {}
-    if 'summary' in report:
-        benchmark = report['benchmark']
-        names = [name for name in report['summary']['corruptions'] if name in COMMON]
-        severities = ', '.join(map(str, benchmark['severities'])).replace('1, 2, 3, 4, 5', '1 to 5')
-        how = benchmark.get('table') or benchmark.get('name')
-        found[f'{len(names)} corruptions of {how}, severities {severities}'] = report['summary']['mean']
-    return {name: cell for name, cell in found.items() if cell['error'] is not None}
+    found: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
+    benchmark = report.benchmark
+    if not benchmark.mollified:
+        names = [name for name in report.corruptions if name in COMMON]
+        severities = ', '.join(map(str, benchmark.severities)).replace('1, 2, 3, 4, 5', '1 to 5')
+        how = benchmark.table or benchmark.name
+        found[f'{len(names)} corruptions of {how}, severities {severities}'] = report.mean
+    return {name: cell for name, cell in found.items() if cell.error == cell.error}
 
 
-def _values(cell: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    return [('accuracy', 1 - cell['error'], 'Accuracy'), *((key, cell[key], label) for key, label in METRICS.items())]
+def _values(cell: Metrics) -> list[tuple[str, float, str]]:
+    return [('accuracy', 1 - cell.error, 'Accuracy'), *((key, cell[key], label) for key, label in METRICS.items())]
 
 
 def _measured_on(report: Report, condition: str) -> str:
     """The data set by timm's name, or by that of its folder; corrupted images of a published set are that set's."""
-    published = report['benchmark'].get('name')
-    return str(published if published and condition != 'clean' else report['data']['dataset'])
+    published = report.benchmark.name
+    return str(published if published and condition != 'clean' else report.data.dataset)
 
 
 def _trained_on(settings: Settings) -> str | None:
@@ -195,7 +198,7 @@ def _trained_on(settings: Settings) -> str | None:
 
 def _kind(dataset: str, report: Report | None) -> str:
     """What `model-index` calls the type: the name of a published set, or what reads folders of images."""
-    if report is not None and dataset == report['benchmark'].get('name'):
+    if report is not None and dataset == report.benchmark.name:
         return dataset.lower()
     return dataset.partition('/')[2] if '/' in dataset else 'imagefolder'
 
@@ -269,31 +272,28 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
         parts.append(f'In its own validation after this epoch, `train.py` measured {", ".join(shown)}.')
     if report is None:
         return '\n\n'.join([*parts, 'Robustness and calibration were not measured.'])
-    from timm_molly.robustness import report as R
-
-    data, model = report['data'], report['model']
-    version = report.get('packages', {}).get('timm-molly')
-    split = f' (split {_code(data["split"])})' if data['split'] else ''
+    data, model = report.data, report.model
+    version = report.packages.get('timm-molly')
+    split = f' (split {_code(data.split)})' if data.split else ''
     parts.append(
         f'Measured with `timm-molly validate`{f" {version}" if version else ""} on '
-        f'{_escape(R.subject(report))}{split}. `report.json` has every figure. '
+        f'{_escape(render.subject(report))}{split}. `report.json` has every figure. '
         f'NLL is in nats, ECE has 15 equal-width bins, confidence is the mean of the largest probability.'
     )
-    trained = {**config['pretrained_cfg'], 'input_size': list(config['pretrained_cfg']['input_size'])}
+    cfg = config['pretrained_cfg']
     different = [
-        f'{key} {model[key]} in place of {trained[key]}'
+        f'{key} {_shown(getattr(model, key))} in place of {_shown(cfg[key])}'
         for key in ('input_size', 'crop_pct', 'crop_mode', 'interpolation')
-        if model[key] != trained[key]
+        if getattr(model, key) != cfg[key]
     ]
     if different:
         parts.append(f"It was measured with {', '.join(different)}, the training's.")
-    crop = report['benchmark'].get('crop_pct')
-    if crop is not None:
-        parts.append(f'The corrupted images are as they are stored, with crop {crop:g}.')
-    if model.get('amp'):
-        parts.append(f'It was measured in mixed precision, {model["amp"]}.')
-    parts += R.notes(report)
-    parts.append(R.markdown(report))
+    if report.benchmark.crop_pct is not None:
+        parts.append(f'The corrupted images are as they are stored, with crop {report.benchmark.crop_pct:g}.')
+    if model.amp:
+        parts.append(f'It was measured in mixed precision, {model.amp}.')
+    parts += render.notes(report)
+    parts.append(render.markdown(report))
     parts += [f'![{path.rpartition("/")[2].removesuffix(".png").replace("-", " ")}]({path})' for path in figures]
     return '\n\n'.join(parts)
 
@@ -330,7 +330,7 @@ with torch.inference_mode():
 print({name}, float(p.max()))
 ```
 
-With {PROJECT}, `timm_molly.hub.load('{about['repo_id']}')` gives the model, its transform, its report and the settings
+With {PROJECT}, `timm_molly.load('{about['repo_id']}')` gives the model, its transform, its report and the settings
 that it was trained with in one call. To fine-tune it with timm's `train.py` on a folder of images of your own:
 
 ```
@@ -360,7 +360,7 @@ def _limits(config: Settings, report: Report | None) -> str:
     lines = [f'It knows {config["num_classes"]} classes and answers with one of them whatever the picture shows.']
     found = conditions(report) if report else {}
     for name, cell in found.items():
-        correct, confidence = 1 - cell['error'], cell['confidence']
+        correct, confidence = 1 - cell.error, cell.confidence
         kind = 'more' if confidence > correct else 'less'
         lines.append(
             f'On {_escape(name)} images it is {kind} sure of itself than it is right: mean confidence '
@@ -408,6 +408,10 @@ def _base(config: Settings) -> str:
 
 def _library(config: Settings) -> str:
     return PROJECT if is_ours(config['architecture']) else '[timm](https://github.com/huggingface/pytorch-image-models)'
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _digest(text: str) -> str:

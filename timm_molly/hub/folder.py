@@ -24,6 +24,7 @@ from timm_molly.weights import check_finite, create_model, fingerprint, load_wei
 
 CONFIG, CARD, REPORT = 'config.json', 'README.md', 'report.json'
 FIGURES, EVALUATION = 'figures', '.eval_results/timm-molly.yaml'
+TAG = 'install_timm-molly'  # where timm does not know a network of ours, it names this, which says what to do
 ABOUT = 'timm_molly'  # the key of config.json under which the run is described
 
 # What stands there, and its type.
@@ -123,17 +124,18 @@ def _check_logits(model: Any, sketch: Any, config: Mapping[str, Any], source: Pa
         raise UserError(f'{source}: the network {wrong}')
 
 
-def read_report(path: Path, digest: str) -> Report:
-    """Read a report of `timm-molly validate` on the weights of a fingerprint.
+def read_report(report: Report | str | Path, digest: str) -> Report:
+    """Load a report, where it is not loaded, and check that it is of the weights of a fingerprint.
 
     Raises:
         UserError: It is no report, or measured other weights.
     """
-    report = Report.load(path)
+    source = 'the report' if isinstance(report, Report) else report
+    report = report if isinstance(report, Report) else Report.load(report)
     if report.model.sha256 != digest:
         raise UserError(
-            f'{path} measured another model or other weights, {report.model.label}: measure the ones that it is to go '
-            f'with (--use-ema for EMA weights)'
+            f'{source} measured another model or other weights, {report.model.label}: measure the ones that it is to '
+            f'go with (--use-ema for EMA weights)'
         )
     return report
 

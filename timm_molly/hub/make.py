@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from timm_molly.files import replacing
+from timm_molly.classifier import Classifier
+from timm_molly.errors import PackageError, UserError
+from timm_molly.files import replacing, write_json, write_text, writing
 from timm_molly.hub import card
 from timm_molly.hub.folder import (
     ABOUT,
@@ -21,46 +23,48 @@ from timm_molly.hub.folder import (
     EVALUATION,
     FIGURES,
     REPORT,
+    TAG,
     read_config,
     read_folder,
     read_report,
 )
-from timm_molly.hub.run import Run, read_hub_folder
-from timm_molly.robustness.figures import NAMES
+from timm_molly.robustness import figures
+from timm_molly.robustness.report import Report
+from timm_molly.tables import aligned, number
 from timm_molly.training import ARGS, WEIGHTS, read_settings
 from timm_molly.weights import create_model, one_line
 
-PICTURES = tuple(f'{FIGURES}/{name}.png' for name in NAMES)
-# Where timm does not know a network of ours, it names this, which says what to do.
-TAG = 'install_timm-molly'
+PICTURES = tuple(f'{FIGURES}/{name}.png' for name in figures.NAMES)
 
 
-def make(run: Run, about: Mapping[str, Any], report: Path | None, output: Path) -> None:
+def make(classifier: Classifier, output: Path, report: Report | None = None, args: Path | None = None) -> None:
     """Write a folder with all that is pushed, whole or not at all, and load it as timm does.
 
     Args:
-        run: The model and its training.
-        about: What the publisher adds: repo_id, license, dataset_id.
-        report: Of `timm-molly validate`, or None.
+        classifier: What is published, with what is known of it in `about`: repo_id, sha256, ...
         output: A folder that is not there yet, or empty.
+        report: Of `timm-molly validate` on its weights.
+        args: args.yaml of its training.
 
     Raises:
-        ValueError: The report is not of this model, or what timm loads from the folder is not this model.
+        UserError: The report measured otherwise than the training, what timm loads from the folder is not this model,
+            or the folder cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f'{output} is there already: choose another folder, or delete it')
+        raise UserError(f'{output} is there already: choose another folder, or delete it')
+    if report is not None:
+        check_report(classifier, report)
     near = next(folder for folder in output.absolute().parents if folder.exists())
-    with tempfile.TemporaryDirectory(dir=near) as temporary:
+    with writing(output), tempfile.TemporaryDirectory(dir=near) as temporary:
         folder = Path(temporary, 'folder')
         folder.mkdir()
-        if report is not None:
-            check_report(run, read_report(report, run.about['sha256']), report)
-            shutil.copyfile(report / REPORT if report.is_dir() else report, folder / REPORT)
-        if run.args is not None:
-            shutil.copyfile(run.args, folder / ARGS)
-        _write_model(run, {**run.about, **about}, folder)
-        _write_card(folder, sum(p.numel() for p in run.model.parameters()))
-        check(run, folder)
+        settings = {}
+        if args is not None:
+            shutil.copyfile(args, folder / ARGS)
+            settings = read_settings(args)
+        _write_model(classifier, folder)
+        _write_card(classifier, folder, settings, report)
+        check(classifier, folder)
         if output.exists():
             output.rmdir()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -78,16 +82,17 @@ def make_again(folder: Path, overwrite_card: bool = False) -> list[str]:
         The files that changed, or went because there is no report any more.
 
     Raises:
-        ValueError: A file is missing or malformed, files do not belong to each other, or the card was edited.
+        UserError: A file is missing or malformed, files do not belong to each other, or the card was edited.
     """
-    run, report = read_hub_folder(folder)
-    if 'repo_id' not in run.about:
-        raise ValueError(f'{folder / CONFIG} does not say which repository it is for; was it made by timm-molly push?')
+    classifier = Classifier.from_folder(folder)
+    args = folder / ARGS if (folder / ARGS).is_file() else None
+    if 'repo_id' not in classifier.about:
+        raise UserError(f'{folder / CONFIG} does not say which repository it is for; was it made by timm-molly push?')
     if not overwrite_card and (folder / CARD).is_file() and not card.is_generated(read_card(folder / CARD)):
-        raise ValueError(f'{folder / CARD} was edited by hand; --overwrite-card writes it again all the same')
+        raise UserError(f'{folder / CARD} was edited by hand; --overwrite-card writes it again all the same')
     with tempfile.TemporaryDirectory() as temporary:
         again = Path(temporary, 'again')
-        make(run, {}, folder / REPORT if report else None, again)
+        make(classifier, again, classifier.report, args)
         changed = []
         for name in sorted({*files(again), *files(folder)} - {WEIGHTS}):
             if not (again / name).is_file():
@@ -117,18 +122,15 @@ def table(root: Path) -> str:
     """List the models in the folders of a folder with their figures: `timm-molly models`.
 
     Raises:
-        ValueError: There is none, or one is malformed.
+        UserError: There is none, or one is malformed.
     """
-    from timm_molly.robustness.report import aligned
-
     folders = sorted(path.parent for path in root.glob(f'*/{CONFIG}'))
     if not folders:
-        raise ValueError(
+        raise UserError(
             f'{root} has no models, which are folders with a {CONFIG} as timm-molly push --dry-run makes them: '
             f"name a folder of such folders, hub_cards of timm-molly's repository, say"
         )
-    head = ['', 'network', 'classes', '--aa', 'clean: error %', 'NLL', 'ECE', 'corrupted: error %', 'NLL', 'ECE']
-    rows = [head]
+    rows = [['', 'network', 'classes', '--aa', 'clean: error %', 'NLL', 'ECE', 'corrupted: error %', 'NLL', 'ECE']]
     for folder in folders:
         config = read_config(folder / CONFIG)
         about = config[ABOUT]
@@ -137,71 +139,74 @@ def table(root: Path) -> str:
         found = card.conditions(report) if report else {}
         clean, corrupted = found.pop('clean', None), next(iter(found.values()), None)
         for cell in (clean, corrupted):
-            row += [f'{100 * cell["error"]:.1f}', f'{cell["nll"]:.3f}', f'{cell["ece"]:.3f}'] if cell else ['-'] * 3
+            row += [number(metric, cell[metric]) for metric in ('error', 'nll', 'ece')] if cell else ['-'] * 3
         rows.append(row)
     return aligned(rows)
 
 
-def _write_model(run: Run, about: Mapping[str, Any], folder: Path) -> None:
+def _write_model(classifier: Classifier, folder: Path) -> None:
     """Write weights and config as timm does, from a cfg that says nothing of weights that the model started from."""
     from timm.models._hub import has_hf_hub, save_for_hf
 
     if not has_hf_hub():
-        raise ImportError('timm cannot work with this huggingface_hub: pip install -U timm')
-    model, cfg = run.model, run.model.pretrained_cfg
-    name = run.architecture.partition('.')[0]
+        raise PackageError('timm cannot work with this huggingface_hub: pip install -U timm')
+    model: Any = classifier.model
+    cfg, about = model.pretrained_cfg, classifier.about
+    name = cfg['architecture'].partition('.')[0]
     kept = ('first_conv', 'classifier', 'fixed_input_size', 'min_input_size')
-    same_size = tuple(cfg['input_size']) == tuple(run.data_config['input_size'])
+    same_size = tuple(cfg['input_size']) == classifier.input_size
     model.pretrained_cfg = {
         'architecture': f'{name}.{TAG}' if card.is_ours(name) else name,
         'num_classes': model.num_classes,
-        **run.data_config,
+        **classifier.data_config,
         **{key: cfg[key] for key in kept if cfg.get(key) is not None},
         'pool_size': cfg.get('pool_size') if same_size else None,
     }
-    extra = {'label_names': run.label_names, ABOUT: {key: about[key] for key in ABOUT_KEYS if key in about}}
+    notes = {key: about[key] for key in ABOUT_KEYS if key in about}
+    extra = {'label_names': classifier.label_names, ABOUT: notes}
     try:
-        save_for_hf(model, str(folder), extra, dict(run.model_args), safe_serialization=True)
+        save_for_hf(model, str(folder), extra, dict(classifier.model_args), safe_serialization=True)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f'timm cannot save {name}: {one_line(error)}') from None
+        raise UserError(f'timm cannot save {name}: {one_line(error)}') from None
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read them
 
 
-def _write_card(folder: Path, parameters: int) -> None:
-    from timm_molly.robustness import report as R
-
+def _write_card(classifier: Classifier, folder: Path, settings: Mapping[str, Any], report: Report | None) -> None:
+    """Write the card, the report with its pictures, and the evaluation results."""
     config = read_config(folder / CONFIG)
-    about, settings = config[ABOUT], read_settings(folder / ARGS) if (folder / ARGS).is_file() else {}
-    report, figures = None, []
-    if (folder / REPORT).is_file():
-        report = R.read(folder / REPORT)
+    about, pictures = config[ABOUT], []
+    if report is not None:
+        write_json(folder / REPORT, report.to_dict())
         (folder / FIGURES).mkdir()
-        figures = [f'{FIGURES}/{name}.png' for name in R.draw(report, folder / FIGURES)]
-    (folder / CARD).write_text(
-        card.write(config, about, settings, report, figures, parameters), encoding='utf-8', newline='\n'
-    )
+        pictures = [f'{FIGURES}/{name}.png' for name in figures.save_all(report, folder / FIGURES)]
+    parameters = sum(p.numel() for p in classifier.model.parameters())
+    write_text(folder / CARD, card.write(config, about, settings, report, pictures, parameters))
     evaluation = card.evaluation_file(about, settings, report)
     if evaluation is not None:
         (folder / EVALUATION).parent.mkdir()
-        (folder / EVALUATION).write_text(evaluation, encoding='utf-8')
+        write_text(folder / EVALUATION, evaluation)
 
 
-def check_report(run: Run, report: Mapping[str, Any], source: Path) -> None:
-    """Raise ValueError where a report measured with images normalised otherwise than for the training."""
+def check_report(classifier: Classifier, report: Report) -> None:
+    """Check that a report measured with images normalised as for the training.
+
+    Raises:
+        UserError: It did not.
+    """
     for key in ('mean', 'std'):
-        measured, trained = report['model'][key], list(run.data_config[key])
+        measured, trained = list(getattr(report.model, key)), list(getattr(classifier, key))
         if measured != trained:
-            raise ValueError(
-                f'{source} measured with {key} {measured}, but the training normalised with {trained}: '
+            raise UserError(
+                f'the report measured with {key} {measured}, but the training normalised with {trained}: '
                 f'measure again with --{key} {" ".join(map(str, trained))}'
             )
 
 
-def check(run: Run, folder: Path) -> None:
-    """Load the folder as `timm_molly.hub.load` and as timm do, and compare with the model that was trained.
+def check(classifier: Classifier, folder: Path) -> None:
+    """Load the folder as `timm_molly.load` and as timm do, and compare with the model that was trained.
 
     Raises:
-        ValueError: They give other logits, or none.
+        UserError: They give other logits, or none.
     """
     from timm.models import _hub
 
@@ -212,16 +217,16 @@ def check(run: Run, folder: Path) -> None:
             place = Path(temporary, 'folder')
             place.symlink_to(folder.absolute())
             loaded.append(create_model(f'local-dir:{place}', {'pretrained': True}).eval())
-    size = run.data_config['input_size']
-    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *classifier.input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         try:
-            expected = run.model(x)
+            expected = classifier.model(x)
         except Exception as error:  # whatever a model may say
-            raise ValueError(f'{run.architecture} cannot take images of {tuple(size)}: {one_line(error)}') from None
+            size = classifier.input_size
+            raise UserError(f'{classifier.name} cannot take images of {size}: {one_line(error)}') from None
         if not all(torch.equal(model(x), expected) for model in loaded):
             config = json.loads((folder / CONFIG).read_text())
-            raise ValueError(
+            raise UserError(
                 f'what timm makes of the config is not the trained model, with model_args {config.get("model_args")}: '
                 f'was the model changed after timm.create_model?'
             )

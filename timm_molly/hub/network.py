@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from timm_molly.errors import HubError, UserError
 from timm_molly.weights import one_line
 
 WAITS = (1, 2, 4, 8)  # seconds between attempts
@@ -26,6 +27,8 @@ NOTHING_DONE = (409, 412, 429, 503)  # answers of a Hub that has changed nothing
 
 Result = TypeVar('Result')
 
+_logger = logging.getLogger(__name__)
+
 
 def persist(attempt: Callable[[], Result], goal: str, advice: str, once: bool = False) -> Result:
     """Make attempts until one succeeds, is refused, or too many have failed.
@@ -37,32 +40,34 @@ def persist(attempt: Callable[[], Result], goal: str, advice: str, once: bool = 
         once: Not again where the Hub may have done what it was asked, but did not say so.
 
     Raises:
-        ValueError: The Hub says no.
-        ConnectionError: It cannot be reached, or keeps failing.
+        UserError: The Hub says no, or a file of this machine cannot be written.
+        HubError: It cannot be reached, or keeps failing.
     """
     for wait in (*WAITS, None):
         try:
             return attempt()
         except OfflineModeIsEnabled:
-            raise ConnectionError(f'HF_HUB_OFFLINE is set, so nothing was {goal}') from None
+            raise HubError(f'HF_HUB_OFFLINE is set, so nothing was {goal}') from None
         except Exception as error:
             # The client wraps what goes wrong with the storage of large files, whose address is good for a time only.
             storing = isinstance(error, RuntimeError)
             cause = http_error(error)
             status = cause.response.status_code if cause is not None else None
             if status is None and not is_network_error(error):
+                if isinstance(error, OSError) and not isinstance(error, UserError):
+                    raise UserError(f'cannot use {error.filename}: {error.strerror}') from None
                 raise
             said = one_line((cause is not None and cause.server_message) or f'{type(error).__name__}: {error}')
             if status in REFUSALS and not storing:
                 unknown = isinstance(cause, RepositoryNotFoundError)  # which can be 401, for those without a token
                 refusal = 'the Hub shows no such repository to this token' if unknown else REFUSALS[status]
-                raise ValueError(f'{refusal}, so nothing was {goal}: {said}') from None
+                raise UserError(f'{refusal}, so nothing was {goal}: {said}') from None
             if once and status not in NOTHING_DONE and not storing:
-                raise ConnectionError(f'the Hub broke off ({said}): {advice}') from None
+                raise HubError(f'the Hub broke off ({said}): {advice}') from None
             if wait is None:
-                raise ConnectionError(f'the Hub cannot be reached, or keeps failing ({said}): {advice}') from None
+                raise HubError(f'the Hub cannot be reached, or keeps failing ({said}): {advice}') from None
             seconds = _retry_after(cause) or wait
-            print(f'{said}: trying again in {seconds} s', file=sys.stderr)
+            _logger.warning('%s: trying again in %s s', said, seconds)
             time.sleep(seconds)
     raise AssertionError('unreachable')
 

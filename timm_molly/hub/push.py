@@ -1,85 +1,182 @@
-"""`timm-molly push`: make the folder, and bring it to the Hub in one commit."""
+"""`timm_molly.push`: make the folder, and bring it to the Hub in one commit."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import logging
 import re
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from typing_extensions import Unpack
 
 from timm_molly import __version__
+from timm_molly.classifier import Classifier
+from timm_molly.errors import HubError, UserError
 from timm_molly.hub import make
 from timm_molly.hub.card import is_generated
-from timm_molly.hub.folder import CARD, CONFIG, EVALUATION, REPORT
+from timm_molly.hub.folder import CARD, CONFIG, EVALUATION, REPORT, read_report
 from timm_molly.hub.network import content_name, is_whole, persist
-from timm_molly.hub.run import read_hub_folder, read_run
-from timm_molly.robustness import report
+from timm_molly.hub.publication import read_run
+from timm_molly.robustness.report import Report
 from timm_molly.training import ARGS, WEIGHTS, read_settings
 
+_logger = logging.getLogger(__name__)
 
-def push(args: argparse.Namespace) -> None:
-    """Run `timm-molly push` on its parsed flags.
+
+class Publication(TypedDict, total=False):
+    """What a folder for the Hub is made from, beside the training.
+
+    Attributes:
+        report: Of `timm-molly validate` on the same weights: a `Report`, its file or its folder.
+        model: timm's name of the model, for a checkpoint that does not say it.
+        use_ema: Take the EMA weights; None (the default) takes them where there are any.
+        license: Of the weights, such as 'apache-2.0'.
+        dataset_id: The training data's name on the Hub.
+    """
+
+    report: Report | str | Path | None
+    model: str | None
+    use_ema: bool | None
+    license: str | None
+    dataset_id: str | None
+
+
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    overwrite_card: bool = False,
+    **publication: Unpack[Publication],
+) -> str:
+    """Bring a training, or a folder made for the Hub, to the Hugging Face Hub in one commit.
+
+    Args:
+        path: Folder of a training with args.yaml and model_best.pth.tar, a checkpoint, or a folder that `prepare` made,
+            which is pushed as it stands.
+        repo_id: Owner and name; the repository is created if there is none.
+        private: The repository must be private.
+        revision: Branch, created from main if there is none, but not for a pull request.
+        create_pr: Open a pull request in place of a commit to the branch.
+        token: The logged-in user's if None.
+        overwrite_card: Also where the card was edited by hand on the Hub.
+        **publication: As of `Publication`: report, model, use_ema, license, dataset_id; none for a folder.
+
+    Returns:
+        Address of the commit or pull request, and what was left as it is.
 
     Raises:
-        ValueError: What the user has to change; nothing was pushed.
-        ConnectionError: The Hub could not be reached, or kept failing.
+        UserError: What has to be changed; nothing was pushed.
+        HubError: The Hub could not be reached, or kept failing.
     """
-    check_repo_id(args.repo_id)
-    for flag, value in (('--license', args.license), ('--dataset-id', args.dataset_id)):
-        if value is not None and not re.fullmatch(r'\w[\w.+-]*(/[\w.+-]+)?', value):
-            raise ValueError(f'{flag} takes a name as the Hub has them, got {value!r}')
-    path = args.run
-    ready = (path / CONFIG).is_file()
-    if args.output is not None and not args.dry_run:
-        raise ValueError('-o is for --dry-run, which writes there what would be pushed')
-    if args.dry_run and (args.private or args.revision or args.create_pr or args.token):
-        raise ValueError('--dry-run stops before the network; leave --private, --revision, --create-pr and --token out')
-    token = None if args.dry_run else args.token or get_token()
-    if not args.dry_run and not token:
-        raise ValueError('no token: log in with `hf auth login`, set HF_TOKEN, or give --token')
-    if token and not re.fullmatch(r'[!-~]+', token):
-        raise ValueError('the token has characters that no token has')
+    check_repo_id(repo_id)
+    token = _checked_token(token)
     with tempfile.TemporaryDirectory() as temporary:
-        if ready:
-            folder = _check_ready(args)
-            if args.dry_run:
-                print(f'{folder} is sound; would push {", ".join(make.files(folder))} to {args.repo_id}')
-                return
+        folder = Path(path)
+        if is_ready(folder):
+            check_ready(folder, repo_id, **publication)
+            _note_paths(folder)
         else:
-            run = read_run(path, args.model, False if args.no_ema else None)
-            dataset = str(read_settings(run.args).get('dataset')) if run.args else ''
-            hub_dataset = dataset.removeprefix('hfds/') if dataset.startswith('hfds/') else None
-            given = {'repo_id': args.repo_id, 'license': args.license, 'dataset_id': args.dataset_id or hub_dataset}
-            name = args.repo_id.rpartition('/')[2]
-            folder = (args.output or Path('output/push') / name) if args.dry_run else Path(temporary, name)
-            make.make(run, {key: value for key, value in given.items() if value}, args.report, folder)
-            if run.label_names is None:
-                print('no label names: the data set has none, or is not at hand', file=sys.stderr)
-            if args.dry_run:
-                print(f'wrote {folder}: look at it, and push it with timm-molly push {folder} --repo-id {args.repo_id}')
-        _warn_of_paths(folder)
-        if not args.dry_run:
-            url = upload(folder, args.repo_id, token, args.private, args.revision, args.create_pr, args.overwrite_card)
-            at = f'@{args.revision}' if args.revision else ''
-            load = f"\nload it: timm.create_model('hf-hub:{args.repo_id}{at}', pretrained=True)"
-            print(url if args.create_pr else url + load)
+            folder = prepare(path, repo_id, Path(temporary, repo_id.rpartition('/')[2]), **publication)
+        return upload(folder, repo_id, token, private, revision, create_pr, overwrite_card)
+
+
+def prepare(path: str | Path, repo_id: str, output: str | Path, **publication: Unpack[Publication]) -> Path:
+    """Write the folder that `push` brings to the Hub, to look at it and push it later.
+
+    Args:
+        path: Folder of a training, or a checkpoint.
+        repo_id: Owner and name that it is for.
+        output: A folder that is not there yet, or empty.
+        **publication: As of `push`.
+
+    Returns:
+        `output`, which `timm_molly.load` and timm's 'local-dir:...' load.
+
+    Raises:
+        UserError: What has to be changed; nothing was written.
+    """
+    check_repo_id(repo_id)
+    for name in ('license', 'dataset_id'):
+        value = publication.get(name)
+        if value is not None and not re.fullmatch(r'\w[\w.+-]*(/[\w.+-]+)?', str(value)):
+            raise UserError(f'{name} takes a name as the Hub has them, got {value!r}')
+    classifier = read_run(Path(path), publication.get('model'), publication.get('use_ema'))
+    assert classifier.training is not None
+    args = classifier.training.args
+    dataset = str(read_settings(args).get('dataset')) if args else ''
+    hub_dataset = dataset.removeprefix('hfds/') if dataset.startswith('hfds/') else None
+    given = {'repo_id': repo_id, 'license': publication.get('license')}
+    given['dataset_id'] = publication.get('dataset_id') or hub_dataset
+    about = {**classifier.about, **{key: value for key, value in given.items() if value}}
+    classifier = dataclasses.replace(classifier, about=about)
+    folder = Path(output)
+    make.make(classifier, folder, _report(publication.get('report'), classifier), args)
+    if classifier.label_names is None:
+        _logger.warning('no label names: the data set has none, or is not at hand')
+    _note_paths(folder)
+    return folder
+
+
+def is_ready(folder: Path) -> bool:
+    """Tell whether a folder was made for the Hub."""
+    return (folder / CONFIG).is_file()
+
+
+def check_ready(folder: Path, repo_id: str, **publication: Unpack[Publication]) -> list[str]:
+    """Check a folder that was made before, which is pushed as it stands, and list its files.
+
+    Raises:
+        UserError: Something in it is not as it was made, it is for another repository, or something else was given.
+    """
+    given = [name for name, value in publication.items() if value is not None]
+    if given:
+        raise UserError(f'{folder} is ready for the Hub and is pushed as it stands; leave {", ".join(given)} out')
+    classifier = Classifier.from_folder(folder)
+    made_for = classifier.about.get('repo_id')
+    if made_for != repo_id:
+        raise UserError(f'{folder} was made for {made_for}, not for {repo_id}')
+    if not (folder / CARD).is_file():
+        raise UserError(f'{folder} has no {CARD}; timm-molly card {folder} writes it')
+    if classifier.report is not None:
+        make.check_report(classifier, classifier.report)
+    make.check(classifier, folder)
+    return make.files(folder)
+
+
+def _report(report: Report | str | Path | None, classifier: Classifier) -> Report | None:
+    """Read a report, and check that it is of these weights."""
+    if report is None:
+        return None
+    return read_report(report, str(classifier.about['sha256']))
+
+
+def _checked_token(token: str | None) -> str:
+    token = token or get_token()
+    if not token:
+        raise UserError('no token: log in with `hf auth login`, set HF_TOKEN, or give --token')
+    if not re.fullmatch(r'[!-~]+', token):
+        raise UserError('the token has characters that no token has')
+    return token
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise ValueError where a name is not owner/name as the Hub has them."""
+    """Raise UserError where a name is not owner/name as the Hub has them."""
     try:
         validate_repo_id(repo_id)
         good = repo_id.count('/') == 1 and repo_id == repo_id.strip()
     except HFValidationError:
         good = False
     if not good:
-        raise ValueError(f'--repo-id must be owner/name, of letters, digits, -, _ and ., got {repo_id!r}')
+        raise UserError(f'the repository must be owner/name, of letters, digits, -, _ and ., got {repo_id!r}')
 
 
 def upload(
@@ -110,8 +207,8 @@ def upload(
         Address of the commit or pull request, and what was left as it is.
 
     Raises:
-        ValueError: The Hub refuses.
-        ConnectionError: It could not be reached, or kept failing.
+        UserError: The Hub refuses.
+        HubError: It could not be reached, or kept failing.
     """
     api = HfApi(token=token, library_name='timm-molly', library_version=__version__)
 
@@ -156,18 +253,18 @@ def _open(api: HfApi, repo_id: str, private: bool, revision: str | None, create_
         info = api.model_info(repo_id, files_metadata=True)
     except RepositoryNotFoundError:
         if create_pr:
-            raise ValueError(f'there is no {repo_id} (for this token) to open a pull request for') from None
+            raise UserError(f'there is no {repo_id} (for this token) to open a pull request for') from None
         api.create_repo(repo_id, private=True if private else None, exist_ok=True)
         info = api.model_info(repo_id, files_metadata=True)
     if private and not info.private:
-        raise ValueError(f'{repo_id} is public: make it private on the Hub first, or leave --private out')
+        raise UserError(f'{repo_id} is public: make it private on the Hub first, or leave --private out')
     if revision is None:
         return info
     try:
         return api.model_info(repo_id, revision=revision, files_metadata=True)
     except RevisionNotFoundError:
         if create_pr:
-            raise ValueError(f'{repo_id} has no branch {revision} to open a pull request for') from None
+            raise UserError(f'{repo_id} has no branch {revision} to open a pull request for') from None
         api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.model_info(repo_id, revision=revision, files_metadata=True)
 
@@ -176,49 +273,20 @@ def _remote_card(api: HfApi, repo_id: str, info: Any, file: Any) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(api.hf_hub_download(repo_id, CARD, revision=info.sha, cache_dir=temporary))
         if not is_whole(path, content_name(file)):
-            raise ConnectionError(f'{CARD} of {repo_id} was damaged on its way')
+            raise HubError(f'{CARD} of {repo_id} was damaged on its way')
         return make.read_card(path)
 
 
-def _check_ready(args: argparse.Namespace) -> Path:
-    """Check a folder that was made before, which is pushed as it stands."""
-    folder: Path = args.run
-    given = [
-        flag
-        for flag, value in (
-            ('--model', args.model),
-            ('--no-ema', args.no_ema),
-            ('--report', args.report),
-            ('--license', args.license),
-            ('--dataset-id', args.dataset_id),
-            ('-o', args.output),
-        )
-        if value
-    ]
-    if given:
-        raise ValueError(f'{folder} is ready for the Hub and is pushed as it stands; leave {", ".join(given)} out')
-    run, measured = read_hub_folder(folder)
-    made_for = run.about.get('repo_id')
-    if made_for != args.repo_id:
-        raise ValueError(f'{folder} was made for {made_for}, not for {args.repo_id}')
-    if not (folder / CARD).is_file():
-        raise ValueError(f'{folder} has no {CARD}; timm-molly card {folder} writes it')
-    if measured is not None:
-        make.check_report(run, measured, folder / REPORT)
-    make.check(run, folder)
-    return folder
-
-
-def _warn_of_paths(folder: Path) -> None:
+def _note_paths(folder: Path) -> None:
     """Tell the user which files, when they are public, name folders of this machine."""
     found = []
     if (folder / ARGS).is_file():
         keys = [key for key, value in read_settings(folder / ARGS).items() if _has_path(value)]
         found += [f'{ARGS} ({", ".join(keys)})'] if keys else []
-    if (folder / REPORT).is_file() and _has_path(report.read(folder / REPORT).get('command')):
+    if (folder / REPORT).is_file() and _has_path(Report.load(folder / REPORT).command):
         found.append(f'{REPORT} (command)')
     if found:
-        print(f'note: folders of this machine are named in {" and ".join(found)}', file=sys.stderr)
+        _logger.warning('note: folders of this machine are named in %s', ' and '.join(found))
 
 
 def _has_path(value: Any) -> bool:
