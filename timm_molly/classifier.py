@@ -288,10 +288,13 @@ class Classifier:
         settings = _settings(name, checkpoint, source)
         loaded = cls.from_checkpoint(checkpoint, source, settings, name, num_classes, model_kwargs, **preparation)
         if settings:
-            kept = {key for key, value in preparation.items() if value not in (None, '', ())}
-            kept |= {'model'} * bool(name) | {'num_classes'} * bool(num_classes)
-            taken = {**settings, 'num_classes': loaded.num_classes}
-            _say_taken({key: value for key, value in taken.items() if key not in kept}, model_kwargs or {}, source)
+            given = _given(preparation)
+            taken = {key: value for key, value in settings.items() if key not in given}
+            taken['num_classes'] = None if num_classes else loaded.num_classes
+            taken['model'] = None if name else settings.get('model')
+            if {'img_size', 'input_size'} & given.keys():  # two ways to say the same
+                taken['img_size'] = taken['input_size'] = None
+            _say_taken(taken, model_kwargs or {}, source)
         else:
             _say_guessed(_given(preparation), loaded)
         return loaded

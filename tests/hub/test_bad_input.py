@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from timm.models import _hub
 
-import timm_molly.hub
+import timm_molly
 from timm_molly.cli import main
 from timm_molly.hub import card, make
 from timm_molly.hub.folder import read_config, read_folder
@@ -267,7 +267,7 @@ def test_a_class_map_that_is_pickled_is_not_read(tmp_path, monkeypatch, image_fo
     run = write_run(tmp_path / 'run', settings, settings)
     assert main(['push', str(run), '--repo-id', 'me/net', '--dry-run', '-o', 'out']) == 0
     assert not Path('trapped').exists()
-    assert timm_molly.hub.load('out').label_names is None
+    assert timm_molly.load('out').label_names is None
 
 
 def test_pickled_code_is_not_run_whatever_the_settings_say(tmp_path, capsys, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_config_of_a_giant_is_refused_before_it_is_made(out, monkeypatch):
     made = []
     monkeypatch.setattr(torch.nn.Linear, 'reset_parameters', lambda self: made.append(self.weight.device.type))
     with pytest.raises(ValueError, match='does not fit vit_giant_patch14_clip_224'):
-        timm_molly.hub.load(out)
+        timm_molly.load(out)
     assert set(made) == {'meta'}
 
 
@@ -305,7 +305,7 @@ def test_the_last_layer_of_a_distilled_model_is_found(tmp_path):
     save_file(model.state_dict(), tmp_path / 'alone.safetensors')
     push = ['push', str(tmp_path / 'alone.safetensors'), '--model', 'deit_tiny_distilled_patch16_224']
     assert main([*push, '--repo-id', 'me/net', '--dry-run', '-o', str(tmp_path / 'out')]) == 0
-    assert timm_molly.hub.load(tmp_path / 'out').model.num_classes == 3
+    assert timm_molly.load(tmp_path / 'out').model.num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_a_checkpoint_alone(tmp_path, capsys):
     shutil.copy(tmp_path / 'run' / 'model_best.pth.tar', tmp_path / 'last.pth.tar')
     push = ['push', str(tmp_path / 'last.pth.tar'), '--repo-id', 'me/net']
     assert main([*push, '--dry-run', '-o', str(tmp_path / 'out2')]) == 0
-    assert timm_molly.hub.load(tmp_path / 'out2').molly.beta == 4
+    assert timm_molly.load(tmp_path / 'out2').molly.beta == 4
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_a_report_that_is_none(run, report, tmp_path, capsys, nothing_done, chan
 def test_files_that_are_no_report(out, content):
     (out / 'report.json').write_text(content, encoding='latin-1')
     with pytest.raises(ValueError, match=r'report\.json'):
-        timm_molly.hub.load(out)
+        timm_molly.load(out)
 
 
 # Folders for the Hub, which may be anybody's.
@@ -582,7 +582,7 @@ def test_a_folder_whose_files_do_not_belong_together(out, capsys, nothing_done, 
     refused(capsys, out, '--dry-run', words=words)
     if how not in ('no card', 'no settings'):
         with pytest.raises(ValueError, match=words):
-            timm_molly.hub.load(out)
+            timm_molly.load(out)
 
 
 def test_a_folder_is_pushed_as_it_stands_or_not_at_all(out, capsys, nothing_done):
@@ -659,12 +659,12 @@ def test_a_config_that_will_not_do(out, keys, value, words):
         changed_config(out, keys[0], value={})
     changed_config(out, *keys, value=value)
     with pytest.raises(ValueError, match=words.replace('(', r'\(')) as error:
-        timm_molly.hub.load(out)
+        timm_molly.load(out)
     assert len(str(error.value)) < 700
 
 
 def test_what_a_config_says_of_other_files_is_not_read(out, hub, monkeypatch):
-    before = timm_molly.hub.load(out).model.state_dict()
+    before = timm_molly.load(out).model.state_dict()
     for key in ('file', 'url', 'hf_hub_id', 'hf_hub_filename', 'source', 'state_dict'):
         changed_config(out, 'pretrained_cfg', key, value='../../secret.bin')
     changed_config(out, 'pretrained_cfg', 'custom_load', value=True)
@@ -672,7 +672,7 @@ def test_what_a_config_says_of_other_files_is_not_read(out, hub, monkeypatch):
     torch.save(Trap(), out / 'pytorch_model.bin')
     opened = []
     monkeypatch.setattr(torch, 'load', lambda *arguments, **options: opened.append(arguments))
-    after = timm_molly.hub.load(out).model.state_dict()
+    after = timm_molly.load(out).model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert opened == []
     assert hub.requests == []
@@ -684,7 +684,7 @@ def test_what_a_config_says_of_other_files_is_not_read(out, hub, monkeypatch):
 def test_a_config_that_is_none(out, content):
     (out / 'config.json').write_bytes(content)
     with pytest.raises(ValueError, match=r'config\.json'):
-        timm_molly.hub.load(out)
+        timm_molly.load(out)
 
 
 def test_files_too_large_are_not_downloaded(out, hub):
@@ -693,22 +693,22 @@ def test_files_too_large_are_not_downloaded(out, hub):
     files['config.json'] = (b' ' * 2**23 + b'{}', False)
     hub.requests.clear()
     with pytest.raises(ValueError, match=r'me/net has a config\.json larger than any such file: 8388610 bytes'):
-        timm_molly.hub.load('me/net')
+        timm_molly.load('me/net')
     assert not any('/resolve/' in request for request in hub.requests)
     del files['config.json']
     with pytest.raises(ValueError, match=r'me/net has no config\.json: is it an image classifier of timm\?'):
-        timm_molly.hub.load('me/net')
+        timm_molly.load('me/net')
 
 
 @pytest.mark.parametrize('name', ['no/such', 'nonsense', '../..x', 'a/b/c', 'me/net\n'])
 def test_names_of_nothing(hub, name):
     with pytest.raises(ValueError, match=r'neither a folder nor|shows no such repository|has no such place'):
-        timm_molly.hub.load(name)
+        timm_molly.load(name)
 
 
 def test_a_folder_has_no_revision(out):
     with pytest.raises(ValueError, match='is a folder, which has no revision'):
-        timm_molly.hub.load(out, revision='main')
+        timm_molly.load(out, revision='main')
 
 
 keys_of_mappings = st.text(max_size=9) | st.sampled_from(
@@ -748,7 +748,7 @@ def test_fuzzed_configs_are_read_or_refused(ready, tmp_path_factory, data):
         shutil.copy(ready / 'model.safetensors', folder)
     try:
         read_config(folder / 'config.json')
-        loaded = timm_molly.hub.load(folder)
+        loaded = timm_molly.load(folder)
     except ValueError as error:
         assert 'fuzz-config' in str(error) or 'timm cannot create' in str(error) or 'aa' in str(error)  # noqa: PT017
     else:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support.hub_server import Fault, Handler
 
-import timm_molly.hub
+import timm_molly
 from timm_molly.cli import main
 from timm_molly.hub.push import upload
 
@@ -205,7 +205,7 @@ def test_a_load_gives_the_right_weights_or_an_error(hub, folders, before, waits,
     fault = Fault(LOADS[request_name], kind, times, {'Retry-After': '77'} if kind == 429 else {})
     hub.faults = [fault]
     try:
-        loaded, outcome = timm_molly.hub.load('me/net'), 'loaded'
+        loaded, outcome = timm_molly.load('me/net'), 'loaded'
         assert same(loaded, folders[0])
     except (ValueError, ConnectionError) as error:
         outcome, said = 'refused' if isinstance(error, ValueError) else 'later', str(error)
@@ -218,19 +218,19 @@ def test_a_load_gives_the_right_weights_or_an_error(hub, folders, before, waits,
         assert 77 <= max(waits) <= 78
     if outcome != 'loaded':
         hub.faults = []
-        assert same(timm_molly.hub.load('me/net'), folders[0])  # what a fault left in the cache does no harm
+        assert same(timm_molly.load('me/net'), folders[0])  # what a fault left in the cache does no harm
 
 
 def test_without_a_network_the_cache_is_used(hub, folders, before, waits, monkeypatch, request):
     hub.repos, hub.uploads = copy.deepcopy(before)
     hub.faults = [Fault('.*', 'drop before', FOREVER)]
     with pytest.raises(ConnectionError, match='the Hub cannot be reached'):
-        timm_molly.hub.load('me/net')
+        timm_molly.load('me/net')
     hub.faults = []
-    timm_molly.hub.load('me/net')
+    timm_molly.load('me/net')
     hub.faults = [Fault('.*', 'drop before', FOREVER)]
     waits.clear()
-    assert same(timm_molly.hub.load('me/net'), folders[0])
+    assert same(timm_molly.load('me/net'), folders[0])
     assert waits == []
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     if OLD_CLIENT:  # which reads it when it makes a session
@@ -238,23 +238,23 @@ def test_without_a_network_the_cache_is_used(hub, folders, before, waits, monkey
 
         reset_sessions()
         request.addfinalizer(reset_sessions)
-    assert same(timm_molly.hub.load('me/net'), folders[0])
+    assert same(timm_molly.load('me/net'), folders[0])
     with pytest.raises(ConnectionError, match='HF_HUB_OFFLINE is set, so nothing was loaded from me/other'):
-        timm_molly.hub.load('me/other')
+        timm_molly.load('me/other')
     with pytest.raises(ConnectionError, match='HF_HUB_OFFLINE is set, so nothing was pushed to me/net'):
         upload(folders[1], 'me/net', WRITER)
 
 
 def test_a_damaged_cache_is_noticed_without_a_network(hub, folders, before, waits):
     hub.repos, hub.uploads = copy.deepcopy(before)
-    timm_molly.hub.load('me/net')
+    timm_molly.load('me/net')
     (weights,) = Path(huggingface_hub.constants.HF_HUB_CACHE).rglob('model.safetensors')
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.resolve().write_bytes(content)
     hub.faults = [Fault('.*', 'drop before', FOREVER)]
     with pytest.raises(ValueError, match=r'model\.safetensors is damaged: delete it, and load me/net again'):
-        timm_molly.hub.load('me/net')
+        timm_molly.load('me/net')
 
 
 @pytest.mark.parametrize('kind', [500, 'drop before', 'drop in', 'drop after', 'truncate', 'corrupt'])

@@ -10,7 +10,7 @@ import torch
 from support import hub_images
 from timm.models import _hub
 
-import timm_molly.hub
+import timm_molly
 from timm_molly.cli import main
 from timm_molly.hub.make import make_again
 
@@ -38,7 +38,7 @@ def test_card_and_config_are_what_report_and_weights_make_of_them(folder, tmp_pa
 @needs_local_dir
 @names
 def test_timm_and_we_load_the_same(folder):
-    ours = timm_molly.hub.load(folder)
+    ours = timm_molly.load(folder)
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     x = torch.randn(2, *ours.model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

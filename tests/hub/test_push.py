@@ -12,7 +12,7 @@ from support import warm
 from support.tiny_images import CLASSES
 from support.train import FOLDER, SCRIPT, arguments
 
-import timm_molly.hub
+import timm_molly
 from timm_molly import MollyConfig
 from timm_molly.cli import main
 from timm_molly.hub.card import is_generated
@@ -108,7 +108,7 @@ def test_what_train_py_gave_to_the_model_comes_with_it(train, tmp_path, name):
     options = OTHERS[name]
     folder, batches = train(options)
     assert push(folder, '--dry-run', '-o', tmp_path / 'out') == 0
-    model = ours = timm_molly.hub.load(tmp_path / 'out').model
+    model = ours = timm_molly.load(tmp_path / 'out').model
     if hasattr(timm.models._hub, 'load_model_config_from_path'):  # not in timm 1.0.15
         model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
     threads = torch.get_num_threads()
@@ -152,7 +152,7 @@ def test_everything_comes_back(trained, reported, hub, image_folder):
     assert files['report.json'] == (reported / 'report.json').read_bytes()
     assert len(hub.repos['me/net'].refs['main']) == 2  # the initial commit, and one for all
 
-    loaded = timm_molly.hub.load('me/net')
+    loaded = timm_molly.load('me/net')
     assert loaded.molly == MollyConfig()
     assert len(repr(loaded)) < 400  # in a notebook, which shows it
     assert '3 classes' in repr(loaded)
@@ -171,7 +171,7 @@ def test_everything_comes_back(trained, reported, hub, image_folder):
 def test_a_model_trained_without_molly(train, tmp_path):
     folder, _ = train('--aa rand-m9')
     assert push(folder, '--dry-run', '-o', tmp_path / 'out') == 0
-    loaded = timm_molly.hub.load(tmp_path / 'out')
+    loaded = timm_molly.load(tmp_path / 'out')
     assert loaded.molly is None
     assert loaded.report is None
     card = (tmp_path / 'out' / 'README.md').read_text()
@@ -250,9 +250,9 @@ def test_private_branch_and_pull_request(trained, hub, capsys):
     refused(capsys, trained, *WRITER, '--create-pr', '--revision', 'nope', words=words)
     assert set(hub.repos['me/net'].refs) == {'main', 'next', 'refs/pr/1'}
     with pytest.raises(ValueError, match='shows no such repository to this token, so nothing was loaded'):
-        timm_molly.hub.load('me/net')
-    assert timm_molly.hub.load('me/net', token='hf_reader').molly == MollyConfig()
-    assert timm_molly.hub.load('me/net', revision='next', token='hf_reader').molly == MollyConfig()
+        timm_molly.load('me/net')
+    assert timm_molly.load('me/net', token='hf_reader').molly == MollyConfig()
+    assert timm_molly.load('me/net', revision='next', token='hf_reader').molly == MollyConfig()
 
 
 def test_a_public_repository_gets_nothing_that_should_be_private(trained, hub, capsys):

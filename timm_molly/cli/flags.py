@@ -91,7 +91,8 @@ def classifier(args: argparse.Namespace) -> Classifier:
         raise UserError('--pretrained and --checkpoint both name weights; leave one out')
     if args.use_ema and args.checkpoint is None:
         raise UserError('--use-ema needs --checkpoint')
-    preparation = cast(Preparation, {str(key): getattr(args, key) for key in Preparation.__annotations__})
+    given: dict[str, Any] = {key: getattr(args, key) for key in Preparation.__annotations__}
+    preparation = cast('Preparation', given)
     kwargs = _model_kwargs(args.model_kwargs)
     if args.checkpoint is not None:
         return Classifier.from_run(

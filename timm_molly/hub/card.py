@@ -10,7 +10,6 @@ from typing import Any
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
-from timm_molly.hub.folder import TAG
 from timm_molly.robustness import render
 from timm_molly.robustness.corruptions.names import COMMON
 from timm_molly.robustness.report import CLEAN, Metrics, Report

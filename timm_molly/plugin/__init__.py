@@ -1,1 +1,1 @@
-"""How mollification gets into timm: `register` replaces one function, `loader` wraps what it returns, `autoload` does it."""
+"""How mollification gets into timm: `register` replaces a function, `loader` wraps what it returns, `autoload` calls."""

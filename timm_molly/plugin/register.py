@@ -121,8 +121,8 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
             _log(f'--aa {aa}: no mollification, because with the roles {config.roles} every image stays clean.')
             return loader
 
-        from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
         from timm_molly.mollify import Mollify
+        from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
 
         num_splits = max(1, options['num_aug_splits'])
         _log(

@@ -196,7 +196,7 @@ def fit_power(degradation: str, report: Report) -> Power:
     at, share = np.array(list(cells)), np.array([1 - cell.error for cell in cells.values()])
 
     def gaps(power: float) -> NDArray[np.float64]:
-        return _confidence(degradation, at, power, num_classes) - share
+        return np.asarray(_confidence(degradation, at, power, num_classes) - share)
 
     def rms(power: float) -> float:
         return float(np.sqrt(np.mean(gaps(power) ** 2)))
@@ -213,8 +213,7 @@ def fit_power(degradation: str, report: Report) -> Power:
 def _confidence(degradation: str, t: ArrayLike, power: float, num_classes: int) -> NDArray[np.float64]:
     config = MollyConfig(noise_power=power, blur_power=power)
     at = torch.as_tensor(np.asarray(t), dtype=torch.float64)
-    confidence: NDArray[np.float64] = np.asarray(config.confidence(degradation[0], at, num_classes))
-    return confidence
+    return np.asarray(config.confidence(degradation[0], at, num_classes).numpy(), np.float64)
 
 
 def _doubts_of_training(config: MollyConfig | None, known_plain: bool) -> list[str]:
