@@ -11,8 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from support import tiny_images
-from support.measured import checkpoint, flags  # noqa: F401
 
 # Tests that import torch see the plugin as a user does, whatever the environment of the test run.
 os.environ.pop('TIMM_MOLLY_AUTOLOAD', None)
@@ -30,6 +28,10 @@ os.environ |= {
 }
 for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_CACHE', 'HF_HUB_OFFLINE'):
     os.environ.pop(name, None)
+# Only now, since they import the Hub's client.
+from support import tiny_images  # noqa: E402
+from support.measured import checkpoint, flags  # noqa: E402, F401
+
 LIMIT = 3600  # seconds, after which a process hangs, however slow the machine is
 # A slow machine is no failure.
 hypothesis.settings.register_profile('suite', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

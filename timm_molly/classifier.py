@@ -56,7 +56,7 @@ class Classifier:
 
     Attributes:
         model: From normalised images (B, C, H, W), float32, to logits (B, K), whatever its class.
-        input_size: Channels (1 or 3), height and width in pixels.
+        input_size: Channels, height and width in pixels. Pictures have 1 or 3 channels.
         mean: Mean and
         std: standard deviation of pixels from 0 to 1, one number a channel; one alone is taken for all.
         interpolation: timm's name of the filter for resizing.
@@ -102,13 +102,14 @@ class Classifier:
         object.__setattr__(self, 'name', self.name or type(self.model).__name__)
         if len(self.input_size) != 3 or not all(isinstance(n, int) and n > 0 for n in self.input_size):
             raise UserError(f'input_size must be channels, height and width, got {self.input_size}')
-        _check_channels(self.input_size[0])
         for name in ('mean', 'std'):
             values = getattr(self, name)
             _check_numbers(name, values, self.input_size[0])
             object.__setattr__(self, name, values * self.input_size[0] if len(values) == 1 else values)
         if not self.crop_pct > 0:
             raise UserError(f'crop_pct must be above 0, got {self.crop_pct}')
+        if self.aa:
+            split_aa(self.aa)
 
     def __repr__(self) -> str:
         return (
@@ -118,12 +119,13 @@ class Classifier:
 
     @cached_property
     def num_classes(self) -> int:
-        """Number of logits K, found by trying the network.
+        """Number of logits K: what a timm model says, or else found by trying the network.
 
         Raises:
             UserError: It gives no logits for images of this size.
         """
-        return self.try_out()
+        classes = getattr(self.model, 'num_classes', None)
+        return classes if isinstance(classes, int) and classes > 0 else self.try_out()
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +144,12 @@ class Classifier:
 
     @property
     def img_mode(self) -> str:
-        """Pillow's mode of the images that it takes: 'RGB' or 'L'."""
+        """Pillow's mode of the images that it takes, 'RGB' or 'L'.
+
+        Raises:
+            UserError: It takes images of another number of channels, which no picture has.
+        """
+        _check_channels(self.input_size[0])
         return 'RGB' if self.input_size[0] == 3 else 'L'
 
     @property
@@ -430,7 +437,8 @@ def _given(preparation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_given(given: Mapping[str, Any], in_chans: int) -> None:
-    _check_channels(in_chans)
+    if 'input_size' in given:
+        _check_channels(given['input_size'][0])
     for key in ('mean', 'std'):
         if key in given:
             _check_numbers(key, given[key], in_chans)

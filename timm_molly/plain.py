@@ -71,7 +71,7 @@ def checked(kind: Any, value: Any, where: str) -> Any:
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
-    elif kind is Any or type(value) is kind:
+    elif kind is Any or (type(value) is kind and (kind is not int or abs(value) < 2**63)):
         return value
     raise UserError(f'{where} must be {_name(kind)}, got {short(value)}')
 

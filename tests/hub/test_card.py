@@ -1,8 +1,8 @@
 """The card: every figure and field in it has a source, and the Hub can read it."""
 
-import json
 import math
 import re
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.reports import cell, made, mollified
+from support.reports import cell, empty, made, mollified
 
 from timm_molly.hub import card
 
@@ -48,8 +48,7 @@ def write(config=CONFIG, about=ABOUT, settings=SETTINGS, report=None, figures=FI
 def report():
     """A report with its own number in every cell."""
     report = made(**MEASURED)
-    report['data'] |= {'dataset': 'shapes', 'split': 'test'}
-    return report
+    return replace(report, data=replace(report.data, dataset='shapes', split='test'))
 
 
 def section(text, heading):
@@ -67,10 +66,10 @@ def test_what_the_hub_reads_is_what_the_report_says(report):
     assert data.model_name == 'net'
     assert 'mollification' in data.tags
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in data.eval_results}
-    mean, clean = report['summary']['mean'], report['clean']
+    mean, clean = report.mean, report.clean
     corrupted = '15 corruptions of cifar-c, severities 1 to 5'
     for condition, expected in (('clean', clean), (corrupted, mean)):
-        assert found.pop((condition, 'accuracy')) == pytest.approx(1 - expected['error'], abs=1e-6)
+        assert found.pop((condition, 'accuracy')) == pytest.approx(1 - expected.error, abs=1e-6)
         for metric in ('error', 'nll', 'ece'):
             assert found.pop((condition, metric)) == pytest.approx(expected[metric], abs=1e-6)
     assert found == {}
@@ -85,8 +84,7 @@ def test_what_the_hub_reads_is_what_the_report_says(report):
 def test_every_figure_has_a_source(report):
     text = section(write(report=report), 'How good it is')
     rows = {line.split(' | ')[0].strip('| '): line for line in text.splitlines() if line.startswith('| ')}
-    summary = report['summary']
-    for name, metrics in {**summary['corruptions'], 'mean of all': summary['mean'], 'clean': report['clean']}.items():
+    for name, metrics in {**report.corruptions, 'mean of all': report.mean, 'clean': report.clean}.items():
         expected = [f'{100 * metrics["error"]:.1f}', *(f'{metrics[m]:.3f}' for m in ('nll', 'ece', 'confidence'))]
         assert numbers(rows.pop(name)) == expected
     for group, metrics in summary['groups'].items():
@@ -94,7 +92,7 @@ def test_every_figure_has_a_source(report):
     assert set(rows) <= {'', '---'}
     assert '![heat map](figures/heat-map.png)' in text
     limits = section(write(report=report), 'Limits')
-    for cells in (report['clean'], summary['mean']):
+    for cells in (report.clean, report.mean):
         word = 'more' if cells['confidence'] > 1 - cells['error'] else 'less'
         assert f'it is {word} sure of itself than it is right' in limits
         assert f'mean confidence {cells["confidence"]:.3f}, share correct {1 - cells["error"]:.3f}' in limits
@@ -168,20 +166,19 @@ def test_evaluation_results_need_a_data_set_on_the_hub(report):
     entries = yaml.safe_load(card.evaluation_file({**ABOUT, 'dataset_id': 'me/shapes'}, SETTINGS, report))
     assert {entry['dataset']['id'] for entry in entries} == {'me/shapes'}
     values = {entry['dataset']['task_id']: entry['value'] for entry in entries}
-    assert values['corrupted_nll'] == pytest.approx(report['summary']['mean']['nll'], abs=1e-6)
-    assert values['clean_accuracy'] == pytest.approx(1 - report['clean']['error'], abs=1e-6)
+    assert values['corrupted_nll'] == pytest.approx(report.mean.nll, abs=1e-6)
+    assert values['clean_accuracy'] == pytest.approx(1 - report.clean.error, abs=1e-6)
     assert len(entries) == len(values) == 8
-    on_the_hub = json.loads(json.dumps(report))
-    on_the_hub['data']['dataset'] = 'hfds/you/pictures'
+    on_the_hub = replace(report, data=replace(report.data, dataset='hfds/you/pictures'))
     assert 'id: you/pictures' in card.evaluation_file(ABOUT, SETTINGS, on_the_hub)
 
 
 def test_a_measurement_at_another_size_says_so(report):
     other = {**CONFIG, 'pretrained_cfg': {**CONFIG['pretrained_cfg'], 'crop_pct': 1.0}}
-    size = report['model']['input_size']
+    size = list(report.model.input_size)
     text = section(write(other, report=report), 'How good it is')
     assert f'input_size {size} in place of [3, 32, 40]' in text
-    same = {'input_size': tuple(size), **{k: report['model'][k] for k in ('crop_pct', 'crop_mode', 'interpolation')}}
+    same = {'input_size': tuple(size), **{k: getattr(report.model, k) for k in MEASURED}}
     text = section(
         write({**CONFIG, 'pretrained_cfg': {**CONFIG['pretrained_cfg'], **same}}, report=report), 'How good it is'
     )
@@ -189,8 +186,8 @@ def test_a_measurement_at_another_size_says_so(report):
 
 
 def test_a_published_set_is_named_for_what_was_measured_on_it(report):
-    benchmark = {'kind': 'official', 'name': 'CIFAR-10-C', 'crop_pct': 1.0, 'severities': [1, 2, 3, 4, 5]}
-    report = {**report, 'benchmark': benchmark, 'model': {**report['model'], 'amp': 'bfloat16'}}
+    benchmark = replace(report.benchmark, kind='official', name='CIFAR-10-C', crop_pct=1.0, table=None, seed=None)
+    report = replace(report, benchmark=benchmark, model=replace(report.model, amp='bfloat16'))
     about = {**ABOUT, 'dataset_id': 'me/shapes'}
     text = write(about=about, report=report)
     results = {r.dataset_config: r for r in ModelCard(text).data.eval_results}
@@ -198,18 +195,19 @@ def test_a_published_set_is_named_for_what_was_measured_on_it(report):
     corrupted = results['15 corruptions of CIFAR-10-C, severities 1 to 5']
     assert corrupted.dataset_type == 'cifar-10-c'
     assert corrupted.dataset_name == 'CIFAR-10-C'
-    assert f'{report["data"]["images"]} images of shapes, corrupted: CIFAR-10-C' in text
+    assert f'{report.data.images} images of shapes, corrupted: CIFAR-10-C' in text
     assert 'corrupted' not in (card.evaluation_file(about, SETTINGS, report) or '')  # of an older client
     assert 'The corrupted images are as they are stored, with crop 1.' in text
     assert 'in mixed precision, bfloat16' in text
-    alone = {**report, 'clean': None, 'data': {**report['data'], 'dataset': None, 'split': None}}
+    cells = {place: cell for place, cell in report.cells.items() if place != ('clean', 0)}
+    alone = replace(report, cells=cells, data=replace(report.data, dataset=None, split=None))
     (result, *_) = ModelCard(write(report=alone)).data.eval_results
     assert result.dataset_name == 'CIFAR-10-C'
     assert 'None' not in section(write(report=alone), 'How good it is')
 
 
 def test_a_measurement_of_mollification_is_told(report):
-    text = write(report={**mollified(), 'data': report['data'], 'model': report['model']})
+    text = write(report=replace(mollified(), data=report.data, model=report.model))
     assert '| t | noise: correct | confidence | taught | ECE | blur: correct |' in text
     assert '| 0.25 | 0.875 |' in text
     assert {r.dataset_config for r in ModelCard(text).data.eval_results} == {'clean'}
@@ -244,9 +242,8 @@ def test_the_code_to_copy_runs(channels, words, tmp_path, monkeypatch):
 
 
 def test_a_net_that_gave_no_numbers_is_said_to(report):
-    empty = {'images': 10, 'not_finite': 1, **dict.fromkeys(('error', 'nll', 'brier', 'ece', 'confidence', 'bins'))}
-    cells = {('clean', 0): cell(0.1), ('fog', 1): empty}
-    text = write(report={**made(cells=cells, **MEASURED), 'data': report['data']})
+    cells = {('clean', 0): cell(0.1), ('fog', 1): empty()}
+    text = write(report=replace(made(cells=cells, **MEASURED), data=report.data))
     assert 'logits that are not finite in fog 1' in text
     found = ModelCard(text).data.eval_results
     assert {r.dataset_config for r in found} == {'clean'}

@@ -43,7 +43,7 @@ def test_timm_and_we_load_the_same(folder):
     x = torch.randn(2, *ours.model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(model(x), ours.model(x))
-    assert ours.report['data']['num_classes'] == model.num_classes == len(ours.label_names)
+    assert ours.report.data.num_classes == model.num_classes == len(ours.label_names)
 
 
 @names

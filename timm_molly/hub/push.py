@@ -141,6 +141,8 @@ def check_ready(folder: Path, repo_id: str, **publication: Unpack[Publication]) 
     if given:
         raise UserError(f'{folder} is ready for the Hub and is pushed as it stands; leave {", ".join(given)} out')
     classifier = Classifier.from_folder(folder)
+    if (folder / ARGS).is_file():
+        read_settings(folder / ARGS)
     made_for = classifier.about.get('repo_id')
     if made_for != repo_id:
         raise UserError(f'{folder} was made for {made_for}, not for {repo_id}')
@@ -176,7 +178,7 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError:
         good = False
     if not good:
-        raise UserError(f'the repository must be owner/name, of letters, digits, -, _ and ., got {repo_id!r}')
+        raise UserError(f'repo_id must be owner/name, of letters, digits, -, _ and ., got {repo_id!r}')
 
 
 def upload(

@@ -119,6 +119,7 @@ def evaluate(
     if images is not None and not images.streamed and not len(images):
         raise UserError('the data set has no images')
     with placed(classifier.model, device), evaluating(classifier.model):
+        classifier.try_out()
         plan, benchmark = (conditions or common()).lay_out(images, classifier)
         same_labels([(condition, condition.images) for condition in plan])
         running = Running(classifier, batch_size, workers, amp)
