@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from timm_molly.errors import UserError
@@ -56,11 +57,11 @@ def checked(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return checked(next(each for each in arguments if each is not type(None)), value, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+    if origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
+        kinds = arguments[:1] * len(value) if origin is Sequence or arguments[1:] == (...,) else arguments
         if len(kinds) == len(value):
             return tuple(checked(each, item, where) for each, item in zip(kinds, value, strict=True))
-    elif origin in (dict, Mapping) or getattr(origin, '__name__', '') == 'Mapping':
+    elif origin in (dict, Mapping):
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: checked(arguments[1], each, f'{where}.{key}') for key, each in value.items()}
     elif origin is Literal:
@@ -76,6 +77,28 @@ def checked(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f'{where} must be {_name(kind)}, got {short(value)}')
 
 
+def keywords(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read key=value as timm's --model-kwargs does: Python literals, or else text.
+
+    Raises:
+        UserError: One is not key=value.
+
+    Example:
+        >>> keywords(['drop_rate=0.1', 'act_layer=relu'])
+        {'drop_rate': 0.1, 'act_layer': 'relu'}
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = str(pair).partition('=')
+        if not equals or not key.isidentifier():
+            raise UserError(f'--model-kwargs takes key=value, got {pair!r}')
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
 def short(value: object, length: int = 80) -> str:
     """A value in an error message, cut to a length in characters."""
     text = repr(value)
@@ -86,7 +109,7 @@ def _name(kind: Any) -> str:
     names = {int: 'a whole number', float: 'a finite number', str: 'text', bool: 'true or false'}
     if get_origin(kind) is Literal:
         return f'one of {", ".join(map(str, get_args(kind)))}'
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, Sequence):
         kinds = get_args(kind)
-        return f'a list, each {_name(kinds[0])}' if kinds[1:] == (...,) else f'a list of {len(kinds)}'
+        return f'a list of {len(kinds)}' if len(kinds) > 1 and ... not in kinds else f'a list, each {_name(kinds[0])}'
     return names.get(kind, 'a mapping')

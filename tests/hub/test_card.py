@@ -87,7 +87,7 @@ def test_every_figure_has_a_source(report):
     for name, metrics in {**report.corruptions, 'mean of all': report.mean, 'clean': report.clean}.items():
         expected = [f'{100 * metrics["error"]:.1f}', *(f'{metrics[m]:.3f}' for m in ('nll', 'ece', 'confidence'))]
         assert numbers(rows.pop(name)) == expected
-    for group, metrics in summary['groups'].items():
+    for group, metrics in report.groups.items():
         assert f'| {100 * metrics["error"]:.1f} |' in rows.pop(f'mean of {group}')
     assert set(rows) <= {'', '---'}
     assert '![heat map](figures/heat-map.png)' in text

@@ -10,7 +10,7 @@ import pytest
 from timm_molly.study import results
 from timm_molly.study.grid import read_grid
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / 'recipes' / 'studies').glob('*/study.json'))
 PAGES = [ROOT / 'README.md', ROOT / 'recipes' / 'results.md']
 each_study = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)

@@ -1,5 +1,6 @@
 """Studies: what a grid says, going on after whatever stopped one, the statistics, and a study from end to end."""
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -16,23 +17,22 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from support.recipes import PARSER, problems
-from timm.data import resolve_data_config
-from timm_molly.robustness.model import _model_kwargs
+from support.reports import cell, empty, made
 
-from timm_molly.cli import _parser as cli_parser
 from timm_molly.cli import main
-from timm_molly.study import results, runner
-from timm_molly.study.child import validate_words
+from timm_molly.study import results, runner, script
+from timm_molly.study import run as run_module
 from timm_molly.study.grid import choose, read_grid
+from timm_molly.study.measure import load, measurement
 
 HERE = Path(__file__).parents[1] / 'support'
 STUDIES = Path(__file__).parents[2] / 'recipes' / 'studies'
@@ -179,7 +179,7 @@ ABOUT = {'timm': '1.2.3', 'sha256': 'abc'}
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(runner, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
+    monkeypatch.setattr(run_module, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
     monkeypatch.setattr(runner, 'POLL', 0.01)
 
 
@@ -276,10 +276,10 @@ def alive(pid):
 STUDY = f"""
 import sys
 from pathlib import Path
-from timm_molly.study import runner
+from timm_molly.study import run, runner
 from timm_molly.study.grid import read_grid
 grid, output, script, child = map(Path, sys.argv[1:])
-runner.CHILD, runner.POLL = [sys.executable, str(child)], 0.01
+run.CHILD, runner.POLL = [sys.executable, str(child)], 0.01
 entries = read_grid(grid, {{}}, {{}}).entries
 print('begins', flush=True)
 runner.run(entries, output, script, {ABOUT}, 3)
@@ -371,11 +371,11 @@ def test_a_study_that_is_killed_before_it_measures_otherwise_does_not_keep_the_o
     every = entries(tmp_path, behave='no logits')[:1]
     folder = tmp_path / 'out' / 'plain' / '0'
     assert run(every, tmp_path / 'out')['plain/0']['status'] == 'diverged'
-    assert runner.known(every[0], folder, ABOUT)['status'] == 'diverged'
+    assert run_module.known(every[0], folder, ABOUT)['status'] == 'diverged'
     other = dataclasses.replace(every[0], validate={'severities': [1]})
-    assert runner.known(other, folder, ABOUT) is None
-    runner.claim(other, folder, ABOUT)
-    assert runner.known(other, folder, ABOUT) is None
+    assert run_module.known(other, folder, ABOUT) is None
+    run_module.claim(other, folder, ABOUT)
+    assert run_module.known(other, folder, ABOUT) is None
 
 
 @pytest.mark.usefixtures('quick')
@@ -420,8 +420,8 @@ def test_a_damaged_result_is_made_again(tmp_path, damage):
 def test_a_last_loss_that_is_written_while_we_look_is_seen(tmp_path):
     (entry, *_) = entries(tmp_path)
     folder = tmp_path / 'out' / 'plain' / '0'
-    runner.claim(entry, folder, ABOUT)
-    running = runner.Running(entry, folder, SCRIPT, {})
+    run_module.claim(entry, folder, ABOUT)
+    running = run_module.Running(entry, folder, SCRIPT, {})
     running.process.wait()
 
     def ends():
@@ -441,7 +441,7 @@ def test_a_run_that_dies_without_a_word_is_not_explained_by_an_earlier_one(tmp_p
     assert 'No space left' in run([entry], tmp_path / 'out')['plain/0']['reason']
     entry.train['behave'] = 'killed'
     settings = tmp_path / 'out' / 'plain' / '0' / 'settings.json'
-    settings.write_text(json.dumps(runner.settings(entry, ABOUT)))
+    settings.write_text(json.dumps(run_module.settings(entry, ABOUT)))
     assert run([entry], tmp_path / 'out')['plain/0']['reason'].endswith('signal 9: nothing in its log')
 
 
@@ -453,49 +453,55 @@ def test_jobs_share_the_gpus(monkeypatch):
     assert runner.visible_devices(4) == []
 
 
+@pytest.mark.parametrize('crop_pct', [None, 0.7])
 @pytest.mark.parametrize('corrupted', [None, 'ImageNet-C'])
-def test_the_measurement_sees_images_as_the_training_did(corrupted):
-    trained = SimpleNamespace(
-        architecture='test_resnet',
-        model=SimpleNamespace(num_classes=7),
-        model_args={'in_chans': 1, 'drop_rate': 0.25},
-        data_config={
-            'input_size': (1, 64, 48),
-            'interpolation': 'bilinear',
-            'mean': (0.25,),
-            'std': (0.5,),
-            'crop_pct': 0.8,
-            'crop_mode': 'center',
-        },
-        about={'ema': True},
-    )
+def test_the_measurement_sees_images_as_the_training_did(tmp_path, corrupted, crop_pct):
+    trained = {
+        'model': 'test_resnet',
+        'num_classes': 7,
+        'in_chans': 1,
+        'model_kwargs': {'drop_rate': 0.25},
+        'input_size': [1, 64, 48],
+        'interpolation': 'bilinear',
+        'mean': [0.25],
+        'std': [0.5],
+        'crop_pct': 0.8,
+    }
+    model = timm.create_model('test_resnet', in_chans=1, num_classes=7)
+    averaged = {name: value + 1 for name, value in model.state_dict().items()}
+    (tmp_path / 'train').mkdir()
+    state = {'state_dict': model.state_dict(), 'state_dict_ema': averaged, 'args': argparse.Namespace(**trained)}
+    torch.save(state, tmp_path / 'train' / 'last.pth.tar')
     train = {'val_split': 'val', 'data_dir': 'D', 'workers': 3, 'channels_last': True, 'amp': True, 'device': None}
-    own = {'corrupted_dir': corrupted, 'severities': [1, 3]}
-    found = validate_words(trained, Path('F'), {'train': train, 'validate': own})
-    args = cli_parser().parse_args(['validate', *found])
-    assert (args.model, args.checkpoint, args.use_ema, args.num_classes) == (
-        'test_resnet',
-        Path('F/train/last.pth.tar'),
-        True,
-        7,
-    )
-    assert (args.data_dir, args.split, args.workers, args.channels_last, args.amp) == ('D', 'val', 3, True, False)
-    assert (args.severities, args.output) == ([1, 3], Path('F/report'))
-    model = timm.create_model('test_resnet', in_chans=1, **_model_kwargs(args.model_kwargs))
-    config = resolve_data_config(vars(args), model=model)
-    assert config == trained.data_config
-    assert args.crop_pct == (None if corrupted else 0.8)  # a flag would crop the corrupted images too
-    assert model.drop_rate == 0.25
+    own = {'corrupted_dir': corrupted, 'severities': [1, 3], 'corruptions': 'fog', 'crop_pct': crop_pct}
+    found = measurement(train, own)
+    assert (found.data_dir, found.split, found.workers, found.channels_last, found.amp) == ('D', 'val', 3, True, False)
+    assert (found.severities, found.corruptions, found.corrupted_dir) == ((1, 3), ('fog',), corrupted)
+    assert found.crop_pct == crop_pct  # that of the training is not that of the corrupted images too
+    classifier = load(tmp_path, own)
+    assert classifier.data_config == {
+        'input_size': (1, 64, 48),
+        'interpolation': 'bilinear',
+        'mean': (0.25,),
+        'std': (0.5,),
+        'crop_pct': crop_pct or 0.8,
+        'crop_mode': 'center',
+    }
+    assert classifier.num_classes == 7
+    assert classifier.model.drop_rate == 0.25
+    assert torch.equal(classifier.model.state_dict()['fc.bias'], averaged['fc.bias'])
 
 
 def test_overconfidence_is_confidence_less_share_correct():
-    cell = {'error': 0.25, 'nll': 1, 'ece': 0.125, 'confidence': 0.5}
-    found = results.numbers({'clean': cell, 'summary': {'mean': dict.fromkeys(cell), 'groups': {'noise': cell}}})
+    figures = cell(0.25, nll=1, ece=0.125, confidence=0.5)
+    found = results.numbers(made(cells={('clean', 0): figures, ('shot_noise', 1): figures}))
     assert found == {
-        **{f'{part} {key}': cell[key] for part in ('clean', 'noise') for key in ('error', 'nll', 'ece')},
-        'clean overconfidence': -0.25,
-        'noise overconfidence': -0.25,
+        **{
+            f'{part} {key}': figures[key] for part in ('clean', 'corrupted', 'noise') for key in ('error', 'nll', 'ece')
+        },
+        **{f'{part} overconfidence': -0.25 for part in ('clean', 'corrupted', 'noise')},
     }
+    assert results.numbers(made(cells={('shot_noise', 1): empty()})) == {}
 
 
 # The command
@@ -545,10 +551,10 @@ def test_the_same_study_twice_at_once_is_refused(study, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
-        (['--jobs', '0'], '--jobs must be 1 or more, got 0'),
+        (['--jobs', '0'], 'jobs must be 1 or more, got 0'),
         (['--only', 'x'], "no row 'x' in the grid"),
-        (['--against', 'x'], '--against x: the grid has no such row'),
-        (['--against', 'plain/0'], '--against plain/0: the grid has no such row'),
+        (['--against', 'x'], 'against x: the grid has no such row'),
+        (['--against', 'plain/0'], 'against plain/0: the grid has no such row'),
         (['--data-dir', 'nowhere'], 'no such data folder: nowhere'),
         (['--data-dir', '.'], 'timm cannot open'),
         (['--corrupted-dir', 'nowhere'], 'no such folder: nowhere (--corrupted-dir)'),
@@ -574,11 +580,11 @@ def test_without_a_train_script_it_says_how_to_get_the_one_that_fits(study, monk
 def test_a_flag_that_train_py_would_pass_over_is_refused(tmp_path):
     every = entries(tmp_path, epochz=3)
     with pytest.raises(ValueError, match=r'recipe plain: train.py has no --epochz \(did you mean epochs\?\)'):
-        runner.check_flags(every, {'epochs', 'aa', 'seed'}, Path('train.py'))
+        script.check_flags(every, {'epochs', 'aa', 'seed'}, Path('train.py'))
 
 
 def test_a_script_is_asked_for_flags_and_timm(quick, tmp_path):
-    flags, about = runner.ask(SCRIPT)
+    flags, about = script.ask(SCRIPT)
     assert flags == {'data_dir', 'model', 'aa', 'experiment', 'seed', 'epochs', 'behave'}
     assert (about['timm'], about['torch']) == ('1.2.3', version('torch'))
     assert about['sha256'] == hashlib.sha256(SCRIPT.read_bytes()).hexdigest()
@@ -588,15 +594,20 @@ def test_a_script_is_asked_for_flags_and_timm(quick, tmp_path):
 def test_a_script_that_is_no_train_script_is_refused(tmp_path):
     (tmp_path / 'train.py').write_text('raise SystemExit("ImportError: no module named timm")')
     with pytest.raises(ValueError, match='is not a train script of timm that works here: ImportError: no module'):
-        runner.ask(tmp_path / 'train.py')
+        script.ask(tmp_path / 'train.py')
 
 
 @pytest.mark.parametrize(
     ('flags', 'said'),
     [
-        ({'severities': [7]}, 'validate: argument --severities: invalid choice: 7'),
+        ({'severities': [7]}, 'validate: severities must be some of 1 to 5, got (7,)'),
         ({'corruptions': ['fogg']}, "validate: no corruption 'fogg'"),
-        ({'batch_size': 'abc'}, "validate: argument -b/--batch-size: invalid int value: 'abc'"),
+        ({'batch_size': 'abc'}, "validate: batch_size must be a whole number, got 'abc'"),
+        ({'corruptions': [3]}, 'validate: corruptions must be text, got 3'),
+        ({'amp': 'yes'}, "validate: amp must be true or false, got 'yes'"),
+        ({'mean': ['a']}, "validate: mean must be a finite number, got 'a'"),
+        ({'num_classes': True}, 'validate: num_classes must be a whole number, got True'),
+        ({'model_kwargs': 'x'}, "takes key=value, got 'x'"),
         ({'corrupted_dir': '.', 'table': 'cifar-c'}, 'leave --table'),
         ({'corrupted_dir': '.'}, '. lacks gaussian_noise'),
     ],
@@ -718,12 +729,12 @@ def test_the_papers_grid_for_two_steps_and_the_same_again(tmp_path, image_folder
     assert 'Mollification' not in logs[0]
     assert re.search(r'Mollification is on: molly .*Stacks with: cutmix 1', logs[1])
     report = json.loads((tmp_path / 'out' / 'runs' / rows[1] / 'report' / 'report.json').read_text())
-    assert report['command'].startswith('timm-molly validate --model test_resnet --checkpoint out/runs/cutmix+molly/0/')
+    assert report['command'].startswith('timm-molly validate --checkpoint out/runs/cutmix+molly/0/train/last.pth.tar ')
     contrast = report['summary']['corruptions']['contrast']
     assert runs[1]['corruptions']['contrast'] == {key: contrast[key] for key in ('error', 'nll', 'ece')}
 
     shutil.rmtree(tmp_path / 'out' / 'runs' / rows[1])
-    monkeypatch.setattr('timm_molly.study.command.ask', lambda script: asked)
+    monkeypatch.setattr('timm_molly.study.study.ask', lambda script: asked)
     settings = json.loads((tmp_path / 'out' / 'runs' / rows[0] / 'settings.json').read_text())
     asked = ({*settings['train'], 'cutmix'}, settings['script'])
     assert main([*command, rows[1]]) == 0, capsys.readouterr().err

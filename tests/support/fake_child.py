@@ -1,4 +1,4 @@
-"""Stands in for `timm_molly.study.child` in the tests of what runs it: writes such files, in no time, from the seed."""
+"""Stands in for `timm_molly.cli.child` in the tests of what runs it: writes such files, in no time, from the seed."""
 
 import csv
 import json
@@ -7,9 +7,13 @@ import runpy
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from timm_molly.study.child import NOT_FINITE, UNREADABLE, end_with_parent
+from reports import cell, empty, made
+
+from timm_molly.cli.child import end_with_parent
+from timm_molly.study.run import NOT_FINITE, UNREADABLE
 
 
 def train(folder, settings):
@@ -46,28 +50,17 @@ def measure(folder, settings):
     time.sleep(settings.get('epoch_seconds', 0))
     better = 0.5 if 'molly' in (settings['aa'] or '') else 1
 
-    def cell(scale):
+    def figures(scale):
         error = scale * better * (1 + seed / 7)
-        return {'error': error, 'nll': 3 * error, 'ece': error / 3, 'confidence': 1 - error / 2}
+        return cell(error, nll=3 * error, ece=error / 3, confidence=1 - error / 2)
 
-    groups, corruptions = (
-        {name: cell(scale) for name, scale in zip(names, (0.3, 0.2), strict=True)}
-        for names in (('noise', 'blur'), ('shot_noise', 'zoom_blur'))
-    )
-    report = {
-        'schema': 'timm-molly/robustness',
-        'version': 1,
-        'model': {'sha256': f'{seed:064x}'},
-        'benchmark': {'kind': 'on the fly'},
-        'data': {'images': 4, 'num_classes': 3, 'labels': 'other' if settings.get('behave') == 'images' else 'these'},
-        'packages': {},
-        'clean': cell(0.1),
-        'cells': {},
-        'not_finite': ['clean'] if settings.get('behave') == 'no logits' else [],
-        'summary': {'mean': cell(0.25), 'groups': groups, 'corruptions': corruptions},
-    }
-    (folder / 'report').mkdir(exist_ok=True)
-    (folder / 'report' / 'report.json').write_text(json.dumps(report))
+    cells = {('clean', 0): figures(0.1), ('shot_noise', 1): figures(0.3), ('zoom_blur', 1): figures(0.2)}
+    if settings.get('behave') == 'no logits':
+        cells['clean', 0] = empty()
+    report = made(cells=cells, num_classes=3, sha256=f'{seed:064x}')
+    if settings.get('behave') == 'images':
+        report = replace(report, data=replace(report.data, labels='other'))
+    report.save(folder / 'report', pictures=False)
 
 
 if __name__ == '__main__':

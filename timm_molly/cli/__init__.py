@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
 from timm_molly import __version__
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.command_line = ' '.join(['timm-molly', *arguments])  # which reports quote
     module = modules[args.command]
     try:
-        with _notes(args.command):
+        with notes() if args.command != 'run' else nullcontext():  # a script has a log of its own
             code = module.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # of `timm-molly models | head`
@@ -67,11 +67,8 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _notes(command: str) -> Iterator[None]:
+def notes() -> Iterator[None]:
     """Show on stderr what the library notes, as it is."""
-    if command == 'run':  # the script has a log of its own
-        yield
-        return
     logger, handler = logging.getLogger('timm_molly'), logging.StreamHandler(sys.stderr)
     before = logger.level
     logger.addHandler(handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +85,7 @@ def classifier(args: argparse.Namespace) -> Classifier:
     """
     from timm_molly.classifier import Classifier, Preparation
     from timm_molly.errors import UserError
+    from timm_molly.plain import keywords
 
     if args.checkpoint is not None and args.pretrained:
         raise UserError('--pretrained and --checkpoint both name weights; leave one out')
@@ -93,7 +93,7 @@ def classifier(args: argparse.Namespace) -> Classifier:
         raise UserError('--use-ema needs --checkpoint')
     given: dict[str, Any] = {key: getattr(args, key) for key in Preparation.__annotations__}
     preparation = cast('Preparation', given)
-    kwargs = _model_kwargs(args.model_kwargs)
+    kwargs = keywords(args.model_kwargs)
     if args.checkpoint is not None:
         return Classifier.from_run(
             args.checkpoint, args.model, args.use_ema, args.num_classes, kwargs, args.trust_pickle, **preparation
@@ -114,19 +114,3 @@ def default_output(args: argparse.Namespace, command: str) -> Path:
         ours = path.name.endswith('.pth.tar') or path.name == WEIGHTS
         name = path.name if path.is_dir() else path.parent.name if ours else path.stem
     return Path('output') / command / name.replace('/', '_').replace(':', '_')
-
-
-def _model_kwargs(pairs: list[str]) -> dict[str, Any]:
-    """Read key=value as timm's --model-kwargs does: Python literals, or else text."""
-    from timm_molly.errors import UserError
-
-    kwargs = {}
-    for pair in pairs:
-        key, equals, value = pair.partition('=')
-        if not equals or not key.isidentifier():
-            raise UserError(f'--model-kwargs takes key=value, got {pair!r}')
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return kwargs

@@ -38,6 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
-    raise NotImplementedError
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return 1 where a run has no figures."""
+    from timm_molly.study.study import study
+
+    found = study(
+        args.grid,
+        script=args.train_script,
+        data_dir=args.data_dir,
+        corrupted_dir=args.corrupted_dir,
+        jobs=args.jobs,
+        against=args.against,
+        only=args.only or (),
+        output=args.output,
+    )
+    print(f'\n{found.title}\n\n{found.tables}\n\nwrote {", ".join(found.files)} to {found.output}')
+    return 0 if found.finished else 1

@@ -1,1 +1,1 @@
-"""How mollification gets into timm: `register` replaces a function, `loader` wraps what it returns, `autoload` calls."""
+"""How mollification gets into timm: `autoload` waits for timm, `register` replaces a function, `loader` mollifies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -153,6 +153,16 @@ class Measurement:
             progress=progress,
             command=command,
         )
+
+    def words(self) -> list[str]:
+        """The flags of `timm-molly validate` that say it."""
+        found: list[str] = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                values = value if isinstance(value, tuple) else [] if value is True else [value]
+                found += [f'--{each.name.replace("_", "-")}', *map(str, values)]
+        return found
 
     def _check_combination(self) -> None:
         """Raise UserError for values that do not go together."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from timm_molly.files import write_text
-from timm_molly.robustness import figures, report
+from timm_molly.files import write_json, write_text
+from timm_molly.preview import save_figure
+from timm_molly.robustness import figures
+from timm_molly.robustness.compare import measured
+from timm_molly.robustness.render import HEADINGS
+from timm_molly.robustness.report import CLEAN, Metrics, Report, differences
 from timm_molly.study.grid import Entry
+from timm_molly.tables import aligned, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 'timm-molly/study'
 VERSION = 1
-METRICS = {metric: report.HEADINGS[metric] for metric in ('error', 'nll', 'ece')}
+METRICS = {metric: HEADINGS[metric] for metric in ('error', 'nll', 'ece')}
 
 Run = dict[str, Any]
 Row = dict[str, Any]
@@ -43,32 +47,34 @@ def collect(
         folder = output / str(entry)
         run: Run = {'row': entry.row, 'recipe': entry.recipe, 'molly': entry.molly, 'seed': entry.seed, **result}
         if result['status'] == 'finished':
-            made = report.read(folder / 'report')
-            run |= {'figures': numbers(made), 'sha256': made['model']['sha256']}
-            of = made['summary']['corruptions']
-            run['corruptions'] = {name: {metric: of[name][metric] for metric in METRICS} for name in of}
-            run |= {key: made[key] for key in ('benchmark', 'data', 'packages')}
-            measured = {**report.measured(made), 'packages': made['packages']}
-            first = first or (str(entry), measured)
-            if different := report.differences(first[1], measured):
+            report = Report.load(folder / 'report')
+            run |= {'figures': numbers(report), 'sha256': report.model.sha256}
+            of = report.corruptions
+            run['corruptions'] = {name: {metric: of[name].figures()[metric] for metric in METRICS} for name in of}
+            written = report.to_dict()
+            run |= {key: written[key] for key in ('benchmark', 'data', 'packages')}
+            what = {**measured(report), 'packages': dict(report.packages)}
+            first = first or (str(entry), what)
+            if different := differences(first[1], what):
                 notes.setdefault('; '.join(different), []).append(str(entry))
         runs.append({**run, 'train': dict(entry.train), 'validate': dict(entry.validate), 'threads': entry.threads})
     said = [f'{", ".join(names)}: not measured as {first[0]} was: {what}' for what, names in notes.items() if first]
     return {'schema': SCHEMA, 'version': VERSION, 'title': title, 'script': dict(script), 'notes': said, 'runs': runs}
 
 
-def numbers(made: Mapping[str, Any]) -> dict[str, float]:
+def numbers(report: Report) -> dict[str, float]:
     """The figures of a report by name: 'clean error', 'corrupted nll', 'weather ece' ...
 
     Of each part error, NLL, ECE, and the mean confidence less the share of correct answers, which ECE gives without
     its sign: 'clean overconfidence'.
     """
-    parts = {'clean': made['clean'], 'corrupted': made['summary']['mean'], **made['summary']['groups']}
+    parts: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
+    parts['corrupted'] = report.mean
     found: dict[str, float] = {}
-    for part, values in parts.items():
-        if values and values['error'] is not None:
+    for part, values in {**parts, **report.groups}.items():
+        if values.error == values.error:
             found |= {f'{part} {metric}': values[metric] for metric in METRICS}
-            found[f'{part} overconfidence'] = values['confidence'] - (1 - values['error'])
+            found[f'{part} overconfidence'] = values.confidence - (1 - values.error)
     return found
 
 
@@ -134,7 +140,7 @@ def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> 
             blocks[f'{text} by group of corruptions'] = _table(found, columns, difference)
         columns = {part: f'{part} overconfidence' for part in parts}
         blocks['Mean confidence less share correct (below 0: underconfident)'] = _table(found, columns)
-    render = report.aligned if style == 'text' else report.markdown_table
+    render = aligned if style == 'text' else markdown_table
     mark = '' if style == 'text' else '## '
     bad = [run for run in study['runs'] if run['status'] != 'finished']
     lists = {
@@ -230,9 +236,9 @@ def write(study: Mapping[str, Any], output: Path, against: str | None = None) ->
         return [name]
     drawn = any('figures' in run for run in study['runs'])
     (output / 'study.png').unlink(missing_ok=True)
-    write_text(output / 'study.json', json.dumps(study, indent=1) + '\n')
+    write_json(output / 'study.json', study)
     shown = '\n![study](study.png)\n' if drawn else ''
     write_text(output / 'study.md', f'# {study["title"]}\n\n{tables(study, "markdown")}\n{shown}')
     if drawn:
-        figures.save(draw(study), output / 'study.png')
+        save_figure(draw(study), output / 'study.png')
     return ['study.json', 'study.md'] + ['study.png'] * drawn
