@@ -177,8 +177,18 @@ def test_the_grid_of_the_tenth_is_the_other_but_for_images_and_epochs():
 ABOUT = {'timm': '1.2.3', 'sha256': 'abc'}
 
 
+@pytest.fixture(scope='module')
+def fake_report(tmp_path_factory):
+    """A report for `fake_child.py` to fill in."""
+    figures = made(cells={('clean', 0): cell(0.1), ('shot_noise', 1): cell(0.3), ('zoom_blur', 1): cell(0.2)})
+    folder = tmp_path_factory.mktemp('report')
+    figures.save(folder, pictures=False)
+    return folder / 'report.json'
+
+
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, fake_report):
+    monkeypatch.setenv('FAKE_REPORT', str(fake_report))
     monkeypatch.setattr(run_module, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
     monkeypatch.setattr(runner, 'POLL', 0.01)
 

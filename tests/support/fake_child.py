@@ -7,13 +7,10 @@ import runpy
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from reports import cell, empty, made
-
 from timm_molly.cli.child import end_with_parent
-from timm_molly.study.run import NOT_FINITE, UNREADABLE
+from timm_molly.study import NOT_FINITE, UNREADABLE
 
 
 def train(folder, settings):
@@ -50,17 +47,22 @@ def measure(folder, settings):
     time.sleep(settings.get('epoch_seconds', 0))
     better = 0.5 if 'molly' in (settings['aa'] or '') else 1
 
-    def figures(scale):
+    def fill(cell, scale):
         error = scale * better * (1 + seed / 7)
-        return cell(error, nll=3 * error, ece=error / 3, confidence=1 - error / 2)
+        cell |= {'error': error, 'nll': 3 * error, 'ece': error / 3, 'confidence': 1 - error / 2}
 
-    cells = {('clean', 0): figures(0.1), ('shot_noise', 1): figures(0.3), ('zoom_blur', 1): figures(0.2)}
+    # Of our own code, made once; it takes seconds to import what makes one.
+    report = json.loads(Path(os.environ['FAKE_REPORT']).read_text())
+    fill(report['clean'], 0.1)
+    fill(report['cells']['shot_noise']['1'], 0.3)
+    fill(report['cells']['zoom_blur']['1'], 0.2)
+    report['model']['sha256'] = f'{seed:064x}'
     if settings.get('behave') == 'no logits':
-        cells['clean', 0] = empty()
-    report = made(cells=cells, num_classes=3, sha256=f'{seed:064x}')
+        report['clean'] |= {**dict.fromkeys(('error', 'nll', 'brier', 'ece', 'confidence', 'bins')), 'not_finite': 1}
     if settings.get('behave') == 'images':
-        report = replace(report, data=replace(report.data, labels='other'))
-    report.save(folder / 'report', pictures=False)
+        report['data']['labels'] = 'other'
+    (folder / 'report').mkdir(exist_ok=True)
+    (folder / 'report' / 'report.json').write_text(json.dumps(report))
 
 
 if __name__ == '__main__':

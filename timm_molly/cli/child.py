@@ -17,6 +17,7 @@ from pathlib import Path
 from timm_molly.cli import notes
 from timm_molly.cli.run import run_script
 from timm_molly.errors import UserError
+from timm_molly.study import NOT_FINITE, UNREADABLE
 
 
 def main(command: str, *words: str) -> int:
@@ -36,7 +37,6 @@ def main(command: str, *words: str) -> int:
 def measure(folder: Path) -> int:
     """Measure what a training ended with; return an exit code."""
     from timm_molly.study.measure import load, measure
-    from timm_molly.study.run import NOT_FINITE, UNREADABLE
     from timm_molly.weights import check_finite
 
     settings = json.loads((folder / 'settings.json').read_text())

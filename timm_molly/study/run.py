@@ -20,14 +20,13 @@ import yaml
 from timm_molly.errors import UserError
 from timm_molly.files import make_folder, write_json, write_text
 from timm_molly.robustness.report import CLEAN, Report, differences
+from timm_molly.study import NOT_FINITE, UNREADABLE
 from timm_molly.study.grid import Entry
 
 PATHS = ('data_dir', 'corrupted_dir', 'class_map')  # that may be elsewhere on another machine
 STATUS = ('finished', 'diverged', 'failed')
 # The command line's, because a train script gets its arguments as a process does.
 CHILD = [sys.executable, '-m', 'timm_molly.cli.child']
-# Exit codes of its `measure`.
-UNREADABLE, NOT_FINITE = 3, 4
 
 
 class Running:
