@@ -10,8 +10,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-_context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['torch', 'torchvision', 'timm', 'timm.data', 'timm_molly.mollify'])
+context = multiprocessing.get_context('forkserver')
+context.set_forkserver_preload(['torch', 'torchvision', 'timm', 'timm.data', 'timm_molly.mollify'])
 
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess:
@@ -19,7 +19,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess:
     words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ('stdout', 'stderr')]
-        process = _context.Process(target=_script, args=(words, streams))
+        process = context.Process(target=_script, args=(words, streams))
         process.start()
         process.join()
         return subprocess.CompletedProcess(words, process.exitcode, *(stream.read_text() for stream in streams))
