@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,54 +12,70 @@ from PIL import Image
 from torch import Tensor
 
 from timm_molly.config import MollyConfig, split_aa
+from timm_molly.errors import UserError, needs
 from timm_molly.files import replacing
-from timm_molly.functional import blur, blur_gamma, blur_scale, noise, noise_gamma
+from timm_molly.functional import blur, blur_scale, noise
 from timm_molly.pictures import eight_bits
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {'noise': '#c2452d', 'blur': '#2a6f97'}
+# Inches.
+CELL, GAP, LEFT, CAPTION, HEADING, PLOT = 1.05, 0.35, 0.1, 0.42, 0.42, 2.2
 
 
 def preview(
     images: Sequence[Path],
-    aa: str,
-    output: Path,
+    aa: str = 'molly',
     img_size: int = 224,
     num_classes: int = 1000,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> None:
-    """Draw images noised and blurred at rising t, as a network trained with `aa` will see them, into a file.
+) -> Figure:
+    """Draw images noised and blurred at rising t, as a network trained with `aa` will see them.
 
     Args:
         images: Image files, one row each.
         aa: The aa string of the training; only its molly part is drawn.
-        output: The picture, in a format that matplotlib writes (.png, .pdf, .svg).
         img_size: Input size in pixels: images are resized and cropped to it as timm does for validation.
         num_classes: Number of classes, for the confidence that the label keeps.
         mean: Mean (3,) and
         std: standard deviation (3,) that images are normalised with, which noise is relative to.
 
     Raises:
-        ValueError: `aa` has no molly or a malformed one, an image cannot be read, or a number is out of range.
-        ImportError: matplotlib is not installed.
-        OSError: The picture cannot be written.
+        UserError: `aa` has no molly or a malformed one, an image cannot be read, a number is out of range, or
+            matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure  # noqa: F401
-    except ImportError:
-        raise ImportError('drawing needs matplotlib: pip install "timm-molly[plot]"') from None
+    except ImportError as error:
+        raise needs('drawing', 'plot', error) from None
     config, _ = split_aa(aa)
     if config is None or not set(config.roles) & {'n', 'b'}:
-        raise ValueError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
+        raise UserError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
     if img_size < 1 or num_classes < 2:
-        raise ValueError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
+        raise UserError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
     x = _read(images, img_size, mean, std)
-    save_figure(draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes), output)
+    return draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images under one degradation at rising t.
+
+    Attributes:
+        role: 'n' or 'b'.
+        pictures: (N, T, 3, H, W), values in [0, 1].
+        widths: What is said of each t, the noise's deviation or the blur's width.
+    """
+
+    role: str
+    pictures: Tensor
+    widths: Sequence[str]
 
 
 def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int) -> Figure:
@@ -73,91 +90,91 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
     """
     from matplotlib.figure import Figure
 
+    strips = _strips(x, mean[:, None, None], std[:, None, None], config)
+    width = CELL * len(strips) * len(TEMPERATURES) + GAP * (len(strips) - 1) + 0.2
+    picture_height = CELL * x.shape[-2] / x.shape[-1]
+    height = HEADING + len(x) * (picture_height + CAPTION) + PLOT + 0.9
+    figure = Figure(figsize=(width, height), dpi=200)
+    left = LEFT
+    for name, strip in strips.items():
+        middle = (left + CELL * len(TEMPERATURES) / 2) / width
+        style = dict(ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name])
+        figure.text(middle, 1 - 0.22 / height, name.capitalize(), **style)
+        confidence = config.confidence(strip.role, torch.tensor(TEMPERATURES), num_classes)
+        _draw_strip(figure, strip, left, picture_height, confidence)
+        left += CELL * len(TEMPERATURES) + GAP
+    plot_width = min(3.6, width - 1.2)
+    place = ((width - plot_width) / 2 / width, 0.55 / height, plot_width / width, PLOT / height)
+    _draw_schedules(figure.add_axes(place), strips, config, num_classes)
+    return figure
+
+
+def save_figure(figure: Figure, output: Path) -> None:
+    """Write a figure whole or not at all.
+
+    Raises:
+        UserError: As `check_picture`, or it cannot be written.
+    """
+    check_picture(output)
+    with replacing(output) as temporary:
+        figure.savefig(temporary)
+
+
+def check_picture(output: Path) -> None:
+    """Check a place for a picture.
+
+    Raises:
+        UserError: Its folder is not there, or its name does not end in .png, .pdf or .svg.
+    """
+    if not output.parent.is_dir():
+        raise UserError(f'no folder {str(output.parent)!r} to write {output.name!r} to')
+    if output.suffix.lower() not in ('.png', '.pdf', '.svg'):
+        raise UserError(f'the picture must be a .png, .pdf or .svg file, got {str(output)!r}')
+
+
+def _strips(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig) -> dict[str, Strip]:
+    """Degrade the images at each t, by the name of the degradation."""
     t = torch.tensor(TEMPERATURES)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    strips = {}  # name of the degradation -> pictures (N, T, 3, H, W), what is under them, gamma at each t
+    strips = {}
     if 'n' in config.roles:
-        pictures = torch.stack([noise(x, ti.expand(len(x)), eps) for ti in t], 1)
-        widths = [f'std {v:.2f}' for v in torch.sin(torch.pi / 2 * t)]
-        strips['noise'] = pictures, widths, noise_gamma(t, config.noise_power)
+        noised = torch.stack([noise(x, at.expand(len(x)), eps) for at in t], 1)
+        deviations = torch.sin(torch.pi / 2 * t)
+        strips['noise'] = Strip('n', (noised * std + mean).clamp(0, 1), [f'std {v:.2f}' for v in deviations])
     if 'b' in config.roles:
-        pictures = torch.stack([blur(x, ti.expand(len(x)), config.min_scale) for ti in t], 1)
-        widths = [f'{v:.3g} px' for v in blur_scale(t, max(x.shape[-2:]), config.min_scale)]
-        strips['blur'] = pictures, widths, blur_gamma(t, config.blur_power)
+        blurred = torch.stack([blur(x, at.expand(len(x)), config.min_scale) for at in t], 1)
+        scales = blur_scale(t, max(x.shape[-2:]), config.min_scale)
+        strips['blur'] = Strip('b', (blurred * std + mean).clamp(0, 1), [f'{v:.3g} px' for v in scales])
+    return strips
 
-    rows, columns = len(x), len(strips) * len(t)
-    cell = 1.05
-    width = cell * columns + 0.35 * (len(strips) - 1) + 0.2
-    caption, heading, plot = 0.42, 0.42, 2.2
-    picture_height = cell * x.shape[-2] / x.shape[-1]
-    height = heading + rows * (picture_height + caption) + plot + 0.9
-    figure = Figure(figsize=(width, height), dpi=200)
 
-    left = 0.1
-    for name, (pictures, widths, gamma) in strips.items():
-        confidence = 1 - gamma * (num_classes - 1) / num_classes
-        shown = (pictures * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
-        figure.text(
-            (left + cell * len(t) / 2) / width,
-            1 - 0.22 / height,
-            name.capitalize(),
-            ha='center',
-            va='center',
-            fontsize=11,
-            fontweight='bold',
-            color=COLOURS[name],
-        )
-        for row in range(rows):
-            top = heading + row * (picture_height + caption)
-            for column in range(len(t)):
-                axes = figure.add_axes(
-                    (
-                        (left + column * cell + 0.03) / width,
-                        1 - (top + picture_height) / height,
-                        (cell - 0.06) / width,
-                        (picture_height - 0.06) / height,
-                    )
-                )
-                axes.imshow(shown[row, column].permute(1, 2, 0).numpy(), interpolation='nearest')
-                axes.set_axis_off()
-                lines = f't = {t[column]:g}, {widths[column]}', f'confidence {confidence[column]:.3f}'
-                for line, text in enumerate(lines):
-                    axes.text(
-                        0.5,
-                        -(0.13 + 0.12 * line) / picture_height,
-                        text,
-                        ha='center',
-                        va='baseline',
-                        fontsize=6.2,
-                        transform=axes.transAxes,
-                    )
-        left += cell * len(t) + 0.35
+def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float, confidence: Tensor) -> None:
+    """Draw pictures with what belongs under each, from `left` inches on."""
+    width, height = figure.get_size_inches()
+    for row, pictures in enumerate(strip.pictures):
+        top = HEADING + row * (picture_height + CAPTION)
+        for column, (t, said) in enumerate(zip(TEMPERATURES, strip.widths, strict=True)):
+            x, y = (left + column * CELL + 0.03) / width, 1 - (top + picture_height) / height
+            axes = figure.add_axes((x, y, (CELL - 0.06) / width, (picture_height - 0.06) / height))
+            axes.imshow(pictures[column].permute(1, 2, 0).numpy(), interpolation='nearest')
+            axes.set_axis_off()
+            for line, text in enumerate((f't = {t:g}, {said}', f'confidence {confidence[column]:.3f}')):
+                style = dict(ha='center', va='baseline', fontsize=6.2, transform=axes.transAxes)
+                axes.text(0.5, -(0.13 + 0.12 * line) / picture_height, text, **style)
 
-    plot_width = min(3.6, width - 1.2)
-    axes = figure.add_axes(
-        (
-            (width - plot_width) / 2 / width,
-            0.55 / height,
-            plot_width / width,
-            plot / height,
-        )
-    )
-    fine = torch.linspace(0, 1, 201)
+
+def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig, num_classes: int) -> None:
+    """Draw the confidence against t, over how often t is drawn."""
+    fine, t = torch.linspace(0, 1, 201), torch.tensor(TEMPERATURES)
     inner = fine.clamp(1e-3, 1 - 1e-3)
     log_density = (config.alpha - 1) * inner.log() + (config.beta - 1) * (1 - inner).log()
     density = (log_density - log_density.max()).exp()
     axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
-    gammas = {'noise': noise_gamma(fine, config.noise_power), 'blur': blur_gamma(fine, config.blur_power)}
-    for name, (_, _, gamma) in strips.items():
-        for at, g, style in ((fine, gammas[name], '-'), (t, gamma, 'o')):
-            axes.plot(
-                at.numpy(),
-                (1 - g * (num_classes - 1) / num_classes).numpy(),
-                style,
-                color=COLOURS[name],
-                markersize=3.5,
-                label=name if style == '-' else None,
-            )
+    for name, strip in strips.items():
+        for at, style in ((fine, '-'), (t, 'o')):
+            confidence = config.confidence(strip.role, at, num_classes).numpy()
+            label = name if style == '-' else None
+            axes.plot(at.numpy(), confidence, style, color=COLOURS[name], markersize=3.5, label=label)
     axes.set_xlabel('t', fontsize=8)
     axes.set_ylabel(f'confidence in the label, K = {num_classes}', fontsize=8)
     axes.set_title(str(config), fontsize=8)
@@ -167,17 +184,6 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(fontsize=7.5, frameon=False, loc='upper left', bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
-def save_figure(figure: Figure, output: Path) -> None:
-    """Write a figure whole or not at all."""
-    if not output.parent.is_dir():
-        raise ValueError(f'no folder {str(output.parent)!r} to write {output.name!r} to')
-    if output.suffix.lower() not in ('.png', '.pdf', '.svg'):
-        raise ValueError(f'the picture must be a .png, .pdf or .svg file, got {str(output)!r}')
-    with replacing(output) as temporary:
-        figure.savefig(temporary)
 
 
 def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -191,7 +197,7 @@ def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequ
             with Image.open(path) as image:
                 images.append(transform(eight_bits(image, 'RGB')))
         except FileNotFoundError:
-            raise ValueError(f'no such image: {path}') from None
+            raise UserError(f'no such image: {path}') from None
         except Exception as error:  # Pillow's readers raise all sorts on damaged files
-            raise ValueError(f'cannot read {path} as an image: {error}') from None
+            raise UserError(f'cannot read {path} as an image: {error}') from None
     return torch.stack(images)

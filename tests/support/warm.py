@@ -11,7 +11,9 @@ import traceback
 from pathlib import Path
 
 context = multiprocessing.get_context('forkserver')
-context.set_forkserver_preload(['torch', 'torchvision', 'timm', 'timm.data', 'timm_molly.mollify'])
+context.set_forkserver_preload(
+    ['torch', 'torchvision', 'timm', 'timm.data', 'timm_molly.mollify', 'timm_molly.study.runner']
+)
 
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess:

@@ -27,4 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    raise NotImplementedError
+    from timm_molly.preview import check_picture, preview, save_figure
+
+    check_picture(args.output)  # before anything is drawn
+    save_figure(preview(args.images, args.aa, args.img_size, args.num_classes), args.output)
+    print(f'wrote {args.output}')
