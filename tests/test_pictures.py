@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from timm_molly.robustness.benchmark import open_dataset
 
 from timm_molly.cli import main
 from timm_molly.pictures import eight_bits, is_16_bit
+from timm_molly.robustness.images import open_dataset
 
 
 @given(hnp.arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.sampled_from(['L', 'RGB']))

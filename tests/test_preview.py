@@ -109,7 +109,7 @@ def test_an_image_that_cannot_be_read_is_named_in_a_line(photo, tmp_path, capsys
         (['--aa', 'molly-mxe'], 'nothing to draw'),
         (
             ['--aa', 'molly-s99', '--img-size', '32'],
-            'min_scale must be above 0 and at most the image side (32 px), got 99',
+            'is 99 pixels, more than the side, 32',
         ),
         (['--img-size', '0'], 'got 0 and 1000'),
         (['--num-classes', '1'], 'got 224 and 1'),

@@ -19,9 +19,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # of another library, and not of the system
+        if isinstance(error, UserError):
             raise
-        raise UserError(f'cannot write {error.filename or path}: {error.strerror}') from None
+        raise UserError(f'cannot write {error.filename or path}: {error.strerror or error}') from None
 
 
 @contextmanager

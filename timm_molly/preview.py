@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -59,6 +59,8 @@ def preview(
         raise UserError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
     if img_size < 1 or num_classes < 2:
         raise UserError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
+    if config.min_scale > img_size:
+        raise UserError(f'the smallest blur of {config} is {config.min_scale:g} pixels, more than the side, {img_size}')
     x = _read(images, img_size, mean, std)
     return draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes)
 
@@ -98,7 +100,7 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
     left = LEFT
     for name, strip in strips.items():
         middle = (left + CELL * len(TEMPERATURES) / 2) / width
-        style = dict(ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name])
+        style: dict[str, Any] = dict(ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name])
         figure.text(middle, 1 - 0.22 / height, name.capitalize(), **style)
         confidence = config.confidence(strip.role, torch.tensor(TEMPERATURES), num_classes)
         _draw_strip(figure, strip, left, picture_height, confidence)
@@ -159,7 +161,7 @@ def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float
             axes.imshow(pictures[column].permute(1, 2, 0).numpy(), interpolation='nearest')
             axes.set_axis_off()
             for line, text in enumerate((f't = {t:g}, {said}', f'confidence {confidence[column]:.3f}')):
-                style = dict(ha='center', va='baseline', fontsize=6.2, transform=axes.transAxes)
+                style: dict[str, Any] = dict(ha='center', va='baseline', fontsize=6.2, transform=axes.transAxes)
                 axes.text(0.5, -(0.13 + 0.12 * line) / picture_height, text, **style)
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import corruptions as C
 from support.measured import MEAN, STD, validation_images
 from support.metrics import independent
-from timm_molly.robustness.benchmark import TEMPERATURES
 
 from timm_molly.cli import main
-from timm_molly.robustness import corruptions as C
-from timm_molly.robustness import measure as measure_module
-from timm_molly.robustness import report as R
-from timm_molly.robustness import validate as V
+from timm_molly.robustness import Calibration
+from timm_molly.robustness import evaluate as evaluate_module
+from timm_molly.robustness.conditions import TEMPERATURES
+from timm_molly.robustness.corruptions import transforms
+from timm_molly.robustness.images import folder_name
+from timm_molly.robustness.report import METRICS
 from timm_molly.weights import read_checkpoint
 
 BRIGHT = 1.3
@@ -81,7 +82,7 @@ def test_the_report_is_an_independent_computation_in_numpy(flags, checkpoint, im
     def check(cell, logits):
         for name, value in independent(logits, labels).items():
             assert cell[name] == pytest.approx(value, abs=1e-6), name
-        return {name: cell[name] for name in R.METRICS}
+        return {name: cell[name] for name in METRICS}
 
     check(report['clean'], logits_of(model, images))
     cells = {}
@@ -90,7 +91,7 @@ def test_the_report_is_an_independent_computation_in_numpy(flags, checkpoint, im
             corrupted = [C.corrupt(image, name, s, 'cifar-c', i, 7) for i, image in enumerate(images)]
             cells[name, s] = check(report['cells'][name][str(s)], logits_of(model, corrupted))
     summary = report['summary']
-    for metric in R.METRICS:
+    for metric in METRICS:
         by_name = {name: np.mean([cells[name, s][metric] for s in C.SEVERITIES]) for name in (*C.COMMON, *C.HELD_OUT)}
         for name, value in by_name.items():
             assert summary['corruptions'][name][metric] == pytest.approx(value, abs=1e-9)
@@ -152,7 +153,7 @@ def test_workers_change_no_figure(flags, tmp_path):
     alone, helped = (run(*arguments, '-j', workers, output=tmp_path / workers) for workers in ('0', '2'))
     for name, levels in alone['cells'].items():
         for severity, cell in levels.items():
-            for metric in R.METRICS:  # the model's threads differ, and with them its last bits
+            for metric in METRICS:  # the model's threads differ, and with them its last bits
                 assert helped['cells'][name][severity][metric] == pytest.approx(cell[metric], abs=1e-6)
 
 
@@ -161,7 +162,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path,
     arguments = [*flags, '--corruptions', 'noise', 'contrast']
     run(*arguments, output=tmp_path / 'whole')
 
-    update, batches = measure_module.CellMetrics.update, []
+    update, batches = Calibration.update, []
 
     def interrupted(self, *batch):
         if len(batches) == 20:
@@ -170,7 +171,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path,
         update(self, *batch)
 
     with monkeypatch.context() as context:
-        context.setattr(measure_module.CellMetrics, 'update', interrupted)
+        context.setattr(Calibration, 'update', interrupted)
         assert main(['validate', *arguments, '-o', str(tmp_path / 'cut')]) == 130
     assert 'the same command goes on' in capsys.readouterr().err
     on_disk = {path.name for path in (tmp_path / 'cut' / 'cells').iterdir()}
@@ -194,12 +195,11 @@ def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
 
 
 def test_a_model_that_gives_nan_is_named_and_not_averaged(flags, tmp_path, monkeypatch, capsys):
-    def broken(args):
-        subject = V_load(args)
-        return replace(subject, model=Broken(subject.model))
+    def broken(*args, **kwargs):
+        return Broken(create(*args, **kwargs))
 
-    V_load = V.load_model
-    monkeypatch.setattr(V, 'load_model', broken)
+    create = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', broken)
     report = run(*flags, '--corruptions', 'brightness', 'contrast', output=tmp_path)
     assert report['not_finite'] == ['brightness 4', 'brightness 5']
     assert report['cells']['brightness']['5']['error'] is None
@@ -299,14 +299,14 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
         (['--corrupted-dir', 'nowhere'], 'no such folder: nowhere'),
         (['--corrupted-dir', '.', '--table', 'cifar-c'], 'leave --table and --mollification out'),
         (['--pretrained'], '--pretrained and --checkpoint both name weights'),
-        (['--device', 'abacus'], '--device abacus cannot be used'),
-        (['-b', '0'], '-b must be 1 or more, got 0'),
-        (['-j', '-1'], '-j must be 0 or more, got -1'),
-        (['--seed', '-1'], '--seed must be 0 or more, got -1'),
-        (['--seed', str(2**40)], '--seed must be below 2**31'),
-        (['--mean', '.5', '.5'], '--mean needs 1 or 3 numbers, one a channel, got 2'),
-        (['--crop-pct', '0'], '--crop-pct must be above 0, got 0.0'),
-        (['--input-size', '4', '32', '32'], 'images have 1 or 3 channels, got 4 (--input-size)'),
+        (['--device', 'abacus'], 'device abacus cannot be used'),
+        (['-b', '0'], 'batch_size must be 1 or more, got 0'),
+        (['-j', '-1'], 'workers must be 0 or more, got -1'),
+        (['--seed', '-1'], 'seed must be 0 or more, got -1'),
+        (['--seed', str(2**40)], 'seed must be below 2**31'),
+        (['--mean', '.5', '.5'], 'mean needs 1 or 3 numbers, one a channel, got 2'),
+        (['--crop-pct', '0'], 'crop_pct must be above 0, got 0.0'),
+        (['--input-size', '4', '32', '32'], 'images have 1 or 3 channels, got 4 (input_size)'),
         (['--model-kwargs', 'nonsense'], "--model-kwargs takes key=value, got 'nonsense'"),
         (['--split', 'test'], "has no split 'test', it has train, validation"),
         (['--mollification', '--table', 'cifar-c'], 'leave --table, --corruptions and --severities out'),
@@ -316,7 +316,7 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
     ],
 )
 def test_bad_flags_are_named_before_the_model_runs(flags, extra, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.setattr(evaluate_module, 'measure', lambda *_: pytest.fail('ran'))
     monkeypatch.chdir(tmp_path)
     refused(capsys, *flags, *extra, words=words)
     assert list(tmp_path.iterdir()) == []
@@ -387,7 +387,7 @@ def test_what_an_official_set_lacks_is_named(flags, image_folder, tmp_path, caps
     ],
 )
 def test_wrong_arrays_are_named(flags, tmp_path, capsys, monkeypatch, name, array, words):
-    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.setattr(evaluate_module, 'measure', lambda *_: pytest.fail('ran'))
     root = cifar_c(tmp_path / 'c')
     np.save(root / f'{name}.npy', array)
     refused(capsys, *flags[2:], '-o', tmp_path / 'out', '--corrupted-dir', root, words=words)
@@ -560,7 +560,7 @@ def test_images_are_named_as_their_folder_was(path, name, tmp_path, monkeypatch)
     (tmp_path / 'images' / 'photos').mkdir(parents=True)
     (tmp_path / 'images' / 'photos' / 'link').symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path / 'images' / 'photos')
-    assert measure_module.folder_name(path) == measure_module.folder_name(Path(path)) == name
+    assert folder_name(path) == folder_name(Path(path)) == name
 
 
 def test_another_set_of_the_same_name_is_another_run(flags, image_folder, tmp_path, capsys):
@@ -607,7 +607,7 @@ def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys
     def die(image, *_):
         os._exit(9)
 
-    monkeypatch.setattr(C, 'corrupt_pixels', die)
+    monkeypatch.setattr(transforms, 'corrupt_pixels', die)
     arguments = [*flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path]
     refused(capsys, *arguments, words='a worker process died, of too little memory? Try a smaller -j')
 
@@ -623,7 +623,7 @@ def test_a_worker_whose_death_is_signalled_late_is_named_without_a_traceback(fla
     def signalled(*_):
         raise RuntimeError('DataLoader worker (pid 1) exited unexpectedly')
 
-    monkeypatch.setattr(measure_module, '_measure', breaks)
+    monkeypatch.setattr(evaluate_module, 'measure', breaks)
     before = signal.signal(signal.SIGALRM, signalled)
     try:
         refused(capsys, *flags, '--corruptions', 'fog', '-j', '1', '-o', tmp_path, words='a worker process died')
@@ -637,7 +637,7 @@ def test_too_little_memory_of_the_device_is_named(flags, tmp_path, capsys, monke
     def full(self, *_):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
 
-    monkeypatch.setattr(measure_module.CellMetrics, 'update', full)
+    monkeypatch.setattr(Calibration, 'update', full)
     refused(capsys, *flags, '-o', tmp_path, words='Tried to allocate 2.00 GiB: try a smaller -b')
 
 
@@ -664,7 +664,7 @@ def test_names_that_have_nothing_in_common_are_noted(flags, tmp_path, capsys, mo
 def test_clean_and_corrupted_images_with_other_labels_are_named_before_the_model_runs(
     flags, image_folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(measure_module, '_measure', lambda *_: pytest.fail('ran'))
+    monkeypatch.setattr(evaluate_module, 'measure', lambda *_: pytest.fail('ran'))
     official = imagenet_c(tmp_path / 'official', image_folder, ('fog',))
     for severity in (official / 'fog').iterdir():
         (severity / 'dots' / '03.png').rename(severity / 'circles' / '04.png')

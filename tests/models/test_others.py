@@ -13,9 +13,8 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
-from timm_molly.robustness.model import load_model
 
-from timm_molly.cli import _parser
+from timm_molly.cli import flags as cli_flags
 
 FOLDER = Path(os.environ.get('MOLLY_OTHERS') or 'nowhere')
 
@@ -84,6 +83,13 @@ CASES = [
 ]
 
 
+def load_model(*words):
+    """Load what flags of `timm-molly validate` name."""
+    parser = argparse.ArgumentParser()
+    cli_flags.add_arguments(parser)
+    return cli_flags.classifier(parser.parse_args([*map(str, words)]))
+
+
 def import_file(path: Path):
     spec = importlib.util.spec_from_file_location(f'others_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
@@ -103,8 +109,7 @@ def test_it_loads_as_torch_loads_it(folder, source, key, weights, make, capsys):
 
     register_model(others_network)
     assert timm.is_model('others_network')
-    arguments = ['validate', '--model', 'others_network', '--checkpoint', str(folder / weights), '--img-size', '32']
-    ours = load_model(_parser().parse_args([*arguments, '--device', 'cpu']))
+    ours = load_model('--model', 'others_network', '--checkpoint', folder / weights, '--img-size', 32)
     assert 'a guess' in capsys.readouterr().err  # of mean and std, which these files do not say
     state = torch.load(folder / weights, map_location='cpu', weights_only=True)
     state = state if key is None else state[key]
@@ -119,7 +124,6 @@ def test_it_loads_as_torch_loads_it(folder, source, key, weights, make, capsys):
 def test_names_of_the_weights_do_not_matter(tmp_path):
     state = timm.create_model('test_resnet', num_classes=3).state_dict()
     torch.save({'net': state, 'acc': torch.tensor(0.9), 'epoch': 3, 'optimizer': {'state': {}}}, tmp_path / 'a.pth')
-    flags = ['--model', 'test_resnet', '--num-classes', '3', '--device', 'cpu', '--img-size', '32']
-    args: argparse.Namespace = _parser().parse_args(['validate', *flags, '--checkpoint', str(tmp_path / 'a.pth')])
-    model = load_model(args).model
+    flags = ['--model', 'test_resnet', '--num-classes', 3, '--img-size', 32]
+    model = load_model(*flags, '--checkpoint', tmp_path / 'a.pth').model
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

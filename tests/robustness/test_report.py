@@ -1,38 +1,74 @@
-import copy
 import csv
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from support.reports import cell, made, mollified
+from support import corruptions as C
+from support.reports import cell, empty, made, mollified
 
+import timm_molly
 from timm_molly.cli import main
-from timm_molly.robustness import corruptions as C
-from timm_molly.robustness import report as R
-from timm_molly.robustness.metrics import ALEXNET, METRICS
+from timm_molly.errors import UserError
+from timm_molly.robustness import Report, figures
+from timm_molly.robustness.mce import ALEXNET
+from timm_molly.robustness.report import METRICS
+
+CARDS = Path(__file__).parents[2] / 'hub_cards'
 
 
 def test_mce_is_reported_for_imagenet_c_with_imagenets_classes_alone():
     cells = {(name, s): cell(0.8 * error) for name, error in ALEXNET.items() for s in C.SEVERITIES}
     kinds = [
-        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 1000, True),
-        ({'kind': 'official', 'name': 'ImageNet-C', 'severities': [1, 2, 3, 4, 5]}, 1000, True),
-        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 10, False),
-        ({'kind': 'on the fly', 'table': 'tiny-imagenet-c', 'severities': [1, 2, 3, 4, 5]}, 1000, False),
-        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': [1, 3]}, 1000, False),
+        (
+            {
+                'kind': 'on the fly',
+                'table': 'imagenet-c',
+            },
+            1000,
+            True,
+        ),
+        (
+            {
+                'kind': 'official',
+                'name': 'ImageNet-C',
+            },
+            1000,
+            True,
+        ),
+        (
+            {
+                'kind': 'on the fly',
+                'table': 'imagenet-c',
+            },
+            10,
+            False,
+        ),
+        (
+            {
+                'kind': 'on the fly',
+                'table': 'tiny-imagenet-c',
+            },
+            1000,
+            False,
+        ),
+        ({'kind': 'on the fly', 'table': 'imagenet-c', 'severities': (1, 3)}, 1000, False),
     ]
     for benchmark, num_classes, there in kinds:
         report = made(benchmark, cells, num_classes)
-        assert (report['summary'].get('mCE') is not None) == there
-        assert ('mCE 80.0 %' in R.text(report)) == there
+        assert (report.mce is not None) == there
+        assert ('mCE 80.0 %' in str(report)) == there
     with_clean = made(kinds[0][0], {('clean', 0): cell(0.3), **cells}, 1000)
-    assert with_clean['summary']['relative_mCE'] is not None
-    assert 'relative mCE' in R.text(with_clean)
+    assert with_clean.relative_mce is not None
+    assert 'relative mCE' in str(with_clean)
 
 
 def test_the_table_shows_the_figures_of_the_cells():
-    lines = {line.split('  ')[0]: line.split() for line in R.text(made()).splitlines()}
+    lines = {line.split('  ')[0]: line.split() for line in str(made()).splitlines()}
     assert lines['fog'][1:] == ['10.9', '20.9', '30.9', '40.9', '50.9', '30.9', '0.618', '0.309', '0.077', '0.900']
     assert lines['clean'][1:] == ['5.0', '0.100', '0.050', '0.013', '0.900']
     assert lines['mean of all'][3:5] == ['30.7', '0.614']
@@ -45,12 +81,11 @@ def test_files_hold_every_cell_and_pictures_open(tmp_path):
     ):
         folder = tmp_path / name
         folder.mkdir()
-        R.write(report, folder)
-        assert R.read(folder) == json.loads(json.dumps(report))
+        report.save(folder)
+        assert Report.load(folder) == report
         with open(folder / 'report.csv') as file:
             rows = list(csv.DictReader(file))
-        cells = [('clean', '0', report['clean'])]
-        cells += [(n, at, one) for n, levels in report['cells'].items() for at, one in levels.items()]
+        cells = [(n, f'{at:g}', one) for (n, at), one in report.cells.items()]
         assert len(rows) == len(cells)
         for row, (n, at, one) in zip(rows, cells, strict=True):
             assert (row['name'], row['t' if name == 'm' else 'severity']) == (n, at)
@@ -64,30 +99,27 @@ def test_files_hold_every_cell_and_pictures_open(tmp_path):
 
 
 def test_cells_that_are_not_numbers_are_drawn_and_written_as_such(tmp_path):
-    empty = {'images': 100, 'not_finite': 3, **dict.fromkeys((*METRICS, 'bins'))}
-    cells = {(name, s): empty if name == 'fog' else cell(0.5) for name in C.COMMON for s in (1, 2)}
+    cells = {(name, s): empty() if name == 'fog' else cell(0.5) for name in C.COMMON for s in (1, 2)}
     report = made(cells=cells)
-    R.write(report, tmp_path)
-    assert report['not_finite'] == ['fog 1', 'fog 2']
+    report.save(tmp_path)
+    assert report.not_finite == ['fog 1', 'fog 2']
     assert ',,,,,' in (tmp_path / 'report.csv').read_text()
     assert 'NOT A NUMBER' in (tmp_path / 'report.md').read_text()
-    everything = made(cells=dict.fromkeys(cells, empty))
-    R.write(everything, tmp_path)
+    everything = made(cells=dict.fromkeys(cells, empty()))
+    everything.save(tmp_path)
 
 
 @pytest.mark.parametrize('make', [made, mollified])
 def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
-    first, second = make(), make()
-    for one in second['cells'].values():
-        for level in one.values():
-            level['error'] += 0.01
-    if 'summary' in second:
-        for one in (*second['summary']['corruptions'].values(), second['summary']['mean']):
-            one['error'] += 0.01
-    second['model'] |= {'name': 'other', 'checkpoint': 'run/best.pth'}
+    first = make()
+    cells = {
+        place: one if place == ('clean', 0) else replace(one, error=one.error + 0.01)
+        for place, one in first.cells.items()
+    }
+    second = replace(first, cells=cells, model=replace(first.model, name='other', checkpoint='run/best.pth'))
     for name, report in (('a', first), ('b', second)):
         (tmp_path / name).mkdir()
-        R.write(report, tmp_path / name)
+        report.save(tmp_path / name)
     assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b' / 'report.json'), '-o', str(tmp_path / 'out')]) == 0
     text = capsys.readouterr().out
     assert 'A: test_resnet\nB: other run/best.pth\n' in text
@@ -105,7 +137,7 @@ def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
 def test_compare_takes_more_than_two(tmp_path, capsys):
     for name in 'abc':
         (tmp_path / name).mkdir()
-        R.write(made(), tmp_path / name)
+        made().save(tmp_path / name)
     assert main(['compare', *(str(tmp_path / n) for n in 'abc'), '-o', str(tmp_path / 'out')]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '100 images of digits, corrupted as cifar-c'
@@ -114,25 +146,24 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
     assert re.split(r'\s{2,}', lines[6].strip()) == [h[-5:] if '-' in h else h for h in heading]
 
 
+def renamed(labels):
+    return {place: replace(one, labels=labels) for place, one in made().cells.items()}
+
+
 @pytest.mark.parametrize(
-    ('where', 'value', 'words'),
+    ('change', 'words'),
     [
-        (('benchmark', 'table'), 'imagenet-c', 'table: "cifar-c", "imagenet-c"'),
-        (('benchmark', 'seed'), 2, 'seed: 1, 2'),
-        (('data', 'images'), 99, 'images: 100, 99'),
-        (('data', 'labels'), 'xyz', 'labels: "abc", "xyz"'),
-        (('clean',), None, 'clean: true, false'),
+        (lambda r: replace(r, benchmark=replace(r.benchmark, table='imagenet-c')), 'table: "cifar-c", "imagenet-c"'),
+        (lambda r: replace(r, benchmark=replace(r.benchmark, seed=2)), 'seed: 1, 2'),
+        (lambda r: replace(r, data=replace(r.data, num_classes=9)), 'num_classes: 10, 9'),
+        (lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')), 'labels: "abc", "xyz"'),
+        (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean: true, false'),
     ],
 )
-def test_reports_of_different_things_are_not_compared(tmp_path, capsys, where, value, words):
-    first, second = made(), copy.deepcopy(made())
-    inner = second
-    for key in where[:-1]:
-        inner = inner[key]
-    inner[where[-1]] = value
-    for name, report in (('a', first), ('b', second)):
-        (tmp_path / f'{name}.json').write_text(json.dumps(report))
-    assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 2
+def test_reports_of_different_things_are_not_compared(tmp_path, capsys, change, words):
+    for name, report in (('a', made()), ('b', change(made()))):
+        report.save(tmp_path / name, pictures=False)
+    assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b'), '-o', str(tmp_path / 'out')]) == 2
     error = capsys.readouterr().err
     assert 'measured different things' in error
     assert words in error
@@ -143,15 +174,15 @@ def test_reports_of_different_things_are_not_compared(tmp_path, capsys, where, v
     ('text', 'words'),
     [
         (None, 'no such report'),
-        ('{', 'is not a report'),
+        ('{', 'is not JSON'),
         ('[1]', 'is not a report of timm-molly validate'),
         ('{"schema": "something"}', 'is not a report of timm-molly validate'),
         ('{"schema": "timm-molly/robustness", "version": 99}', 'has version 99 of the schema; this timm-molly reads 1'),
-        ('{"schema": "timm-molly/robustness", "version": 1, "model": {}}', 'is not a whole report: it lacks benchmark'),
+        ('{"schema": "timm-molly/robustness", "version": 1, "model": {}}', 'is not a whole report: model lacks name'),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
-    (tmp_path / 'good.json').write_text(json.dumps(made()))
+    (tmp_path / 'good.json').write_text(json.dumps(made().to_dict()))
     if text is not None:
         (tmp_path / 'bad.json').write_text(text)
     assert main(['compare', str(tmp_path / 'good.json'), str(tmp_path / 'bad.json'), '-o', str(tmp_path)]) == 2
@@ -162,45 +193,90 @@ def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
 
 def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):
     pairs = [(mollified(), mollified(taught='molly-k1000'))]
-    kinds = [{'kind': 'official', 'name': name, 'severities': [1, 2, 3, 4, 5]} for name in ('CIFAR-10-C', 'renamed')]
+    kinds = [{'kind': 'official', 'name': name} for name in ('CIFAR-10-C', 'renamed')]
     pairs.append(tuple(made(kind) for kind in kinds))
     for pair in pairs:
         for name, report in zip('ab', pair, strict=True):
-            (tmp_path / f'{name}.json').write_text(json.dumps(report))
+            (tmp_path / f'{name}.json').write_text(json.dumps(report.to_dict()))
         assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 0
     refused = made(), mollified()
     for name, report in zip('ab', refused, strict=True):
-        (tmp_path / f'{name}.json').write_text(json.dumps(report))
+        (tmp_path / f'{name}.json').write_text(json.dumps(report.to_dict()))
     assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 2
     assert 'kind: "on the fly", "mollification"' in capsys.readouterr().err
 
 
 def test_a_long_title_stays_in_its_picture(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(R.figures, 'save', lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, 'save_figure', lambda figure, path: drawn.append(figure))
     report = made()
-    report['data']['dataset'] = 'a-folder-of-images-with-a-name-of-fifty-two-characters'
-    R.draw(report, tmp_path)
+    name = 'a-folder-of-images-with-a-name-of-fifty-two-characters'
+    figures.save_all(replace(report, data=replace(report.data, dataset=name)), tmp_path)
     assert len(drawn) == 3
     for figure in drawn:
         figure.draw_without_rendering()
         box = figure.get_window_extent().bounds, figure._suptitle.get_window_extent().bounds
         assert box[1][0] >= 0
         assert box[1][0] + box[1][2] <= box[0][2]
-        assert report['data']['dataset'] in figure._suptitle.get_text().replace('\n', ' ')
+        assert name in figure._suptitle.get_text().replace('\n', ' ')
 
 
 def test_a_report_of_held_out_corruptions_alone_is_drawn(tmp_path):
     report = made(cells={(name, s): cell(0.1 * s) for name in C.HELD_OUT for s in C.SEVERITIES})
-    R.write(report, tmp_path)
-    assert report['summary']['groups'] == {}
-    assert 'mean of all' not in R.text(report)
-    assert 'spatter (held out)' in R.text(report)
-    R.figures.comparison([report, report], ['a', 'b'])
+    report.save(tmp_path)
+    assert report.groups == {}
+    assert 'mean of all' not in str(report)
+    assert 'spatter (held out)' in str(report)
+    figures.comparison([report, report], ['a', 'b'])
 
 
 def test_mce_is_not_reported_for_a_part_of_the_classes():
     cells = {(name, s): cell(0.5) for name in C.COMMON for s in C.SEVERITIES}
-    benchmark = {'kind': 'official', 'name': 'ImageNet-C', 'severities': [1, 2, 3, 4, 5]}
-    data = {'dataset': 'part', 'images': 10, 'num_classes': 1000, 'class_map': True, 'labels': 'x'}
-    assert 'mCE' not in R.build(made()['model'], benchmark, data, cells, '')['summary']
+    report = made({'kind': 'official', 'name': 'ImageNet-C'}, cells, 1000)
+    assert report.mce is not None
+    part = replace(report, data=replace(report.data, class_map=True))
+    assert part.mce is None
+    assert 'mCE' not in part.to_dict()['summary']
+
+
+figure = st.floats(0, 1)
+
+
+@given(
+    names=st.lists(st.sampled_from([*C.COMMON, *C.HELD_OUT]), min_size=1, max_size=4, unique=True),
+    severities=st.lists(st.sampled_from(C.SEVERITIES), min_size=1, max_size=5, unique=True).map(sorted),
+    clean=st.booleans(),
+    data=st.data(),
+)
+def test_a_report_is_the_same_after_json(names, severities, clean, data):
+    places = [('clean', 0)] * clean + [(name, s) for name in names for s in severities]
+    cells = {place: cell(data.draw(figure), nll=data.draw(st.floats(0, 1e9))) for place in places}
+    report = made(cells=cells)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+
+
+@pytest.mark.parametrize('path', sorted(CARDS.glob('*/report.json')), ids=lambda path: path.parent.name)
+def test_reports_written_before_load_and_say_the_same(path):
+    written = json.loads(path.read_text())
+    again = Report.load(path).to_dict()
+    assert again == written
+
+
+def test_a_report_is_asked_by_name():
+    report = made()
+    assert report['fog', 3].error == pytest.approx(0.309)
+    assert ('fog', 3) in report
+    assert ('fog', 6) not in report
+    assert list(report)[0] == ('clean', 0)
+    assert len(report) == 76
+    assert report.clean.error == 0.05
+    with pytest.raises(UserError, match='the clean images were not measured'):
+        made(cells={('fog', 1): cell(0.1)}).clean  # noqa: B018
+
+
+def test_compare_from_python_takes_reports():
+    with pytest.raises(UserError, match='compare takes 2 to 6 reports, got 1'):
+        timm_molly.compare([made()])
+    with pytest.raises(UserError, match='a name for each of 2 reports, got 1'):
+        timm_molly.compare([made(), made()], ['a'])
+    assert 'A: a\nB: b' in str(timm_molly.compare([made(), made()], ['a', 'b']))

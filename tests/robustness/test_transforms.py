@@ -2,18 +2,23 @@
 
 import colorsys
 import io
+import pickle
+import zlib
 
 import numpy as np
 import pytest
 import scipy.ndimage
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagecorruptions import corrupt as published
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from support import corruptions as C
 from support.reference import DETERMINISTIC
 
-from timm_molly.robustness import corruptions as C
+from timm_molly.robustness import Corrupt
+from timm_molly.robustness.corruptions.transforms import corrupt_pixels
 
 SIDES = {'imagenet-c': 224, 'tiny-imagenet-c': 64, 'cifar-c': 32}
 NAMES = (*C.COMMON, *C.HELD_OUT)
@@ -215,7 +220,7 @@ def test_the_table_is_the_one_of_the_nearest_size(side, table):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (('rain', 1, 'cifar-c'), "one of gaussian_noise, .*, got 'rain'"),
+        (('rain', 1, 'cifar-c'), "no corruption 'rain'; there are gaussian_noise"),
         (('fog', 0, 'cifar-c'), 'severity must be 1 to 5, got 0'),
         (('fog', 1, 'cifar'), "table must be one of imagenet-c, tiny-imagenet-c, cifar-c, got 'cifar'"),
         (
@@ -241,6 +246,67 @@ def test_images_too_small_for_any_table_say_so():
         C.check_size(16, 'cifar-c')
 
 
-def test_as_a_transform_it_needs_the_place_of_the_image():
-    with pytest.raises(TypeError, match='index'):
-        C.corrupt(picture(32), 'gaussian_noise', 1, 'cifar-c')
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('fog', 3.0), 'severity must be 1 to 5, got 3.0'),
+        (('fog', True), 'severity must be 1 to 5, got True'),
+        (('fog', 3, None, -1), 'seed must be 0 or more, got -1'),
+    ],
+)
+def test_a_transform_is_checked_when_it_is_made(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Corrupt(*arguments)
+
+
+@pytest.mark.parametrize('image', [torch.zeros(3, 32, 32, dtype=torch.uint8), np.zeros((32, 32, 3)), 'photo.jpg'])
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(ValueError, match='must be a PIL image or a uint8 array'):
+        Corrupt('fog')(image)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    severity=st.sampled_from(C.SEVERITIES),
+    seed=st.integers(0, 2**31 - 1),
+    index=st.none() | st.integers(0, 10**6),
+    side=st.sampled_from([32, 64]),
+)
+def test_pictures_and_arrays_colour_and_grey_are_corrupted_alike(name, severity, seed, index, side):
+    transform = pickle.loads(pickle.dumps(Corrupt(name, severity, seed=seed)))  # as a worker gets it
+    image = picture(side)
+    found = np.asarray(transform(image, index))
+    assert np.array_equal(found, transform(np.asarray(image), index))
+    assert np.array_equal(found, np.asarray(transform(image, index)))
+    table = C.table_for(side)
+    number = zlib.crc32(np.asarray(image).tobytes()) if index is None else index
+    assert np.array_equal(found, corrupt_pixels(np.asarray(image), name, severity, table, number, seed))
+    grey = image.convert('L')
+    corrupted = transform(grey, index)
+    assert corrupted.mode == 'L'
+    for shape in ((side, side), (side, side, 1)):
+        assert np.array_equal(transform(np.asarray(grey).reshape(shape), index), np.asarray(corrupted).reshape(shape))
+
+
+def test_two_images_get_different_noise_and_workers_change_nothing():
+    images = [np.full((32, 32, 3), level, np.uint8) for level in (100, 101, 102, 103)]
+    transform = Corrupt('gaussian_noise', 3)
+    alone = [transform(image) for image in images]
+    noise = [corrupted.astype(int) - image for corrupted, image in zip(alone, images, strict=True)]
+    assert all(np.abs(noise[0] - other).mean() > 5 for other in noise[1:])
+    data = Corrupted(images, transform)
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2)
+    for found, wanted in zip(loader, alone, strict=True):
+        assert np.array_equal(found.numpy(), wanted)
+
+
+class Corrupted(torch.utils.data.Dataset):
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.transform(self.images[index]))

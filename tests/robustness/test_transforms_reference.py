@@ -6,9 +6,8 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from support.corruptions import COMMON, HELD_OUT, corrupt
 from support.reference import DETERMINISTIC, MISSING, REASON, SCRIPTS, SIZES, load, photograph, pixels
-
-from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
 
 if MISSING:
     pytest.skip(REASON, allow_module_level=True)

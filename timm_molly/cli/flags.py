@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from timm_molly.classifier import Classifier
     from timm_molly.robustness.measurement import Measurement
+
+# Of how images are prepared, by the names of `classifier.Preparation`.
+IMAGES = ('img_size', 'input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +94,7 @@ def classifier(args: argparse.Namespace) -> Classifier:
         raise UserError('--pretrained and --checkpoint both name weights; leave one out')
     if args.use_ema and args.checkpoint is None:
         raise UserError('--use-ema needs --checkpoint')
-    given: dict[str, Any] = {key: getattr(args, key) for key in Preparation.__annotations__}
-    preparation = cast('Preparation', given)
+    preparation = cast(Preparation, {key: value for key, value in vars(args).items() if key in IMAGES})
     kwargs = keywords(args.model_kwargs)
     if args.checkpoint is not None:
         return Classifier.from_run(

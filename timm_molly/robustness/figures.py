@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from timm_molly.errors import needs
 from timm_molly.preview import save_figure
 from timm_molly.robustness import render
 from timm_molly.robustness.corruptions.names import GROUPS, HELD_OUT
@@ -81,8 +82,15 @@ def curve(report: Report, name: str) -> tuple[list[float], list[float], list[flo
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure of a width and height in inches."""
-    from matplotlib.figure import Figure
+    """An empty figure of a width and height in inches.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise needs('drawing', 'plot', error) from None
 
     return Figure(figsize=(width, height), dpi=150, layout='constrained')
 

@@ -1,0 +1,12 @@
+"""The corruptions under one name, and `corrupt` as a function."""
+
+from timm_molly.robustness.corruptions.corrupt import Corrupt
+from timm_molly.robustness.corruptions.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
+from timm_molly.robustness.corruptions.strengths import TABLES, check_size, min_side, table_for
+
+__all__ = ['COMMON', 'GROUPS', 'HELD_OUT', 'SEVERITIES', 'TABLES', 'check_size', 'corrupt', 'min_side', 'table_for']
+
+
+def corrupt(image, name, severity, table, index=None, seed=0):
+    """Corrupt an image by its place in a data set."""
+    return Corrupt(name, severity, table, seed)(image, index)
