@@ -33,17 +33,6 @@ from timm_molly.weights import read_checkpoint
 BRIGHT = 1.3
 
 
-class Broken(torch.nn.Module):
-    """Not a number for pictures that are bright on the whole."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(x) + torch.where(x.mean((1, 2, 3)) > BRIGHT, torch.nan, 0.0)[:, None]
-
-
 def run(*arguments, output):
     assert main(['validate', *map(str, arguments), '-o', str(output)]) == 0
     return json.loads((output / 'report.json').read_text())
@@ -158,7 +147,6 @@ def test_workers_change_no_figure(flags, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['timm-molly', 'validate'])
     arguments = [*flags, '--corruptions', 'noise', 'contrast']
     run(*arguments, output=tmp_path / 'whole')
 
@@ -182,7 +170,8 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_report(flags, tmp_path,
     run(*arguments, output=tmp_path / 'cut')
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for name in ('report.json', 'report.csv', 'report.md'):
-        assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+        cut = (tmp_path / 'cut' / name).read_text().replace(str(tmp_path / 'cut'), str(tmp_path / 'whole'))
+        assert cut == (tmp_path / 'whole' / name).read_text()
 
 
 def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
@@ -196,7 +185,11 @@ def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
 
 def test_a_model_that_gives_nan_is_named_and_not_averaged(flags, tmp_path, monkeypatch, capsys):
     def broken(*args, **kwargs):
-        return Broken(create(*args, **kwargs))
+        """Not a number for pictures that are bright on the whole."""
+        model = create(*args, **kwargs)
+        forward = model.forward
+        model.forward = lambda x: forward(x) + torch.where(x.mean((1, 2, 3)) > BRIGHT, torch.nan, 0.0)[:, None]
+        return model
 
     create = timm.create_model
     monkeypatch.setattr(timm, 'create_model', broken)

@@ -267,7 +267,7 @@ def test_a_report_is_asked_by_name():
     assert report['fog', 3].error == pytest.approx(0.309)
     assert ('fog', 3) in report
     assert ('fog', 6) not in report
-    assert list(report)[0] == ('clean', 0)
+    assert next(iter(report)) == ('clean', 0)
     assert len(report) == 76
     assert report.clean.error == 0.05
     with pytest.raises(UserError, match='the clean images were not measured'):

@@ -76,8 +76,8 @@ def measurement(args: argparse.Namespace) -> Measurement:
 
     names = {field.name for field in dataclasses.fields(Measurement)}
     values = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    tuples = {name: tuple(values[name]) for name in ('corruptions', 'severities') if name in values}
-    return Measurement(**{**values, **tuples})
+    values |= {name: tuple(values[name]) for name in ('corruptions', 'severities') if name in values}
+    return Measurement(**values)
 
 
 def classifier(args: argparse.Namespace) -> Classifier:

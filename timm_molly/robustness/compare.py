@@ -69,8 +69,8 @@ class Comparison:
         Raises:
             UserError: The folder cannot be written, or matplotlib is missing.
         """
+        picture = figures.comparison(self.reports, self.names)  # first, since it may need what is not there
         folder = make_folder(Path(folder))
-        picture = figures.comparison(self.reports, self.names)
         table = f'{self._above()}\n\n{markdown_table(self.rows)}'
         write_text(folder / 'compare.md', f'{table}\n\n![comparison](compare.png)\n')
         save_figure(picture, folder / 'compare.png')
