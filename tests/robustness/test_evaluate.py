@@ -157,7 +157,10 @@ def test_what_is_no_data_set_is_named(data, words):
     [
         (lambda data: measure(network(), data), 'Sequential does not say how its images are prepared'),
         (lambda data: measure('resnet50', data), 'model must be a torch.nn.Module or a timm_molly.Classifier, got str'),
-        (lambda data: measure(classifier(nn.Flatten()), data[:0] or data), r'Flatten has no weights|no logits|label'),
+        (
+            lambda data: measure(classifier(nn.Identity()), data),
+            r'Identity gives no logits \(B, K\) but \(1, 3, 32, 32\)',
+        ),
         (lambda data: measure(classifier(), data, batch_size=0), 'batch_size must be 1 or more, got 0'),
         (lambda data: measure(classifier(), data, batch_size=True), 'batch_size must be 1 or more, got True'),
         (lambda data: measure(classifier(), data, device='abacus'), 'device abacus cannot be used'),

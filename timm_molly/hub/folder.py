@@ -17,6 +17,7 @@ import torch
 
 from timm_molly.errors import UserError
 from timm_molly.files import read_json
+from timm_molly.plain import short
 from timm_molly.plugin.register import add_models
 from timm_molly.robustness.report import Report
 from timm_molly.training import ARGS, MAX_ARGS_BYTES, WEIGHTS
@@ -151,66 +152,88 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: It is missing, malformed or unreasonable (what, and its value).
     """
     config = read_json(path, 'file', MAX_BYTES[CONFIG])
-
-    def check(good: bool, what: str, value: Any) -> None:
-        if not good:
-            shown = repr(value)
-            raise UserError(f'{path}: {what}, got {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
-
-    check(isinstance(config, dict), 'a config is a mapping', config)
-    cfg = config.get('pretrained_cfg')
-    check(isinstance(cfg, dict), 'pretrained_cfg must be a mapping', cfg)
-    name = config.get('architecture')
-    check(isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]{0,99}', name)), 'no architecture of timm', name)
+    _check(isinstance(config, dict), path, 'a config is a mapping', config)
+    cfg, name = config.get('pretrained_cfg'), config.get('architecture')
+    _check(isinstance(cfg, dict), path, 'pretrained_cfg must be a mapping', cfg)
+    good = isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]{0,99}', name))
+    _check(good, path, 'no architecture of timm', name)
     classes = config.get('num_classes', cfg.get('num_classes'))
-    check(_is_int(classes) and 0 < classes <= MAX_CLASSES, f'num_classes must be 1 to {MAX_CLASSES}', classes)
-
-    size = cfg.get('input_size')
-    check(
-        isinstance(size, list) and len(size) == 3 and all(_is_int(n) and 0 < n <= MAX_SIDE for n in size),
-        f'input_size must be channels, height and width, 1 to {MAX_SIDE}',
-        size,
-    )
-    taken: dict[str, Any] = {'input_size': tuple(size), 'num_classes': classes}
-    for key in ('mean', 'std'):
-        value = cfg.get(key)
-        good = isinstance(value, list) and len(value) in (1, size[0]) and all(_is_number(n) for n in value)
-        check(good and (key == 'mean' or min(value) > 0), f'{key} must be {size[0]} finite numbers', value)
-        taken[key] = tuple(value)
-    crop, mode, interpolation = cfg.get('crop_pct'), cfg.get('crop_mode', 'center'), cfg.get('interpolation', 'bicubic')
-    check(_is_number(crop) and 0 < crop <= 8, 'crop_pct must be a number above 0', crop)
-    check(mode in CROP_MODES, f'crop_mode must be one of {", ".join(CROP_MODES)}', mode)
-    check(interpolation in INTERPOLATIONS, f'interpolation must be one of {", ".join(INTERPOLATIONS)}', interpolation)
-    taken |= {'crop_pct': crop, 'crop_mode': mode, 'interpolation': interpolation}
-    for key in ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'min_input_size'):
-        check(_is_plain(cfg.get(key)), f'{key} is no plain value', cfg.get(key))
-        taken[key] = tuple(cfg[key]) if isinstance(cfg.get(key), list) else cfg.get(key)
-    taken['fixed_input_size'] = bool(taken['fixed_input_size'])
-
+    good = _is_int(classes) and 0 < classes <= MAX_CLASSES
+    _check(good, path, f'num_classes must be 1 to {MAX_CLASSES}', classes)
+    taken = {**_images(cfg, path), 'num_classes': classes, **_layers(cfg, path)}
     arguments = config.get('model_args') or {}
     check_arguments(arguments, f'{path}: model_args')
-    for key, value in (('num_classes', classes), ('in_chans', size[0])):
-        check(arguments.get(key, value) == value, f'model_args {key} must be {value} as elsewhere', arguments.get(key))
-
+    for key, value in (('num_classes', classes), ('in_chans', taken['input_size'][0])):
+        given = arguments.get(key, value)
+        _check(given == value, path, f'model_args {key} must be {value} as elsewhere', given)
     checked = {'architecture': name, 'num_classes': classes, 'pretrained_cfg': taken, 'model_args': arguments}
-    labels = config.get('label_names')
+    labels = _label_names(config.get('label_names'), classes, path)
     if labels is not None:
-        names = list(labels.values()) if isinstance(labels, dict) else labels
-        good = isinstance(names, list) and all(isinstance(n, str) for n in names) and len(names) <= classes
-        good = good and (isinstance(labels, dict) or len(names) == classes)
-        check(good, f'label_names must be {classes} names', labels)
         checked['label_names'] = taken['label_names'] = labels
-    about = config.get(ABOUT, {})
-    check(isinstance(about, dict), f'{ABOUT} must be a mapping', about)
-    for key, kind in ABOUT_KEYS.items():
-        check(isinstance(about.get(key), (kind, type(None))), f'{ABOUT} {key} is malformed', about.get(key))
-    for key, value in (about.get('validation') or {}).items():
-        check(_is_number(value), f'{ABOUT} validation {key} must be a number', value)
+    checked[ABOUT] = _about(config.get(ABOUT, {}), path)
     add_models()
     from timm.models import is_model
 
-    check(is_model(name), 'the timm and the timm-molly installed here know no such architecture', name)
-    return {**checked, ABOUT: {key: about[key] for key in ABOUT_KEYS if about.get(key) is not None}}
+    _check(is_model(name), path, 'the timm and the timm-molly installed here know no such architecture', name)
+    return checked
+
+
+def _check(good: bool, path: Path, what: str, value: Any) -> None:
+    if not good:
+        raise UserError(f'{path}: {what}, got {short(value)}')
+
+
+def _images(cfg: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What describes images: size, normalisation, crop, interpolation."""
+    size = cfg.get('input_size')
+    good = isinstance(size, list) and len(size) == 3 and all(_is_int(n) and 0 < n <= MAX_SIDE for n in size)
+    _check(good, path, f'input_size must be channels, height and width, 1 to {MAX_SIDE}', size)
+    assert isinstance(size, list)
+    taken: dict[str, Any] = {'input_size': tuple(size)}
+    for key in ('mean', 'std'):
+        value = cfg.get(key)
+        good = isinstance(value, list) and len(value) in (1, size[0]) and all(_is_number(n) for n in value)
+        good = good and (key == 'mean' or min(value) > 0)  # type: ignore[arg-type]
+        _check(good, path, f'{key} must be {size[0]} finite numbers', value)
+        taken[key] = tuple(value)  # type: ignore[arg-type]
+    crop, mode, interpolation = cfg.get('crop_pct'), cfg.get('crop_mode', 'center'), cfg.get('interpolation', 'bicubic')
+    _check(_is_number(crop) and 0 < crop <= 8, path, 'crop_pct must be a number above 0', crop)  # type: ignore[operator]
+    _check(mode in CROP_MODES, path, f'crop_mode must be one of {", ".join(CROP_MODES)}', mode)
+    good = interpolation in INTERPOLATIONS
+    _check(good, path, f'interpolation must be one of {", ".join(INTERPOLATIONS)}', interpolation)
+    return {**taken, 'crop_pct': crop, 'crop_mode': mode, 'interpolation': interpolation}
+
+
+def _layers(cfg: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What timm knows of the network's first and last layers, and of the sizes that it takes."""
+    taken = {}
+    for key in ('first_conv', 'classifier', 'pool_size', 'fixed_input_size', 'min_input_size'):
+        value = cfg.get(key)
+        _check(_is_plain(value), path, f'{key} is no plain value', value)
+        taken[key] = tuple(value) if isinstance(value, list) else value
+    taken['fixed_input_size'] = bool(taken['fixed_input_size'])
+    return taken
+
+
+def _label_names(labels: Any, classes: int, path: Path) -> Any:
+    if labels is None:
+        return None
+    names = list(labels.values()) if isinstance(labels, dict) else labels
+    good = isinstance(names, list) and all(isinstance(n, str) for n in names) and len(names) <= classes
+    good = good and (isinstance(labels, dict) or len(names) == classes)
+    _check(good, path, f'label_names must be {classes} names', labels)
+    return labels
+
+
+def _about(about: Any, path: Path) -> dict[str, Any]:
+    """What timm-molly noted, by the keys that are ours."""
+    _check(isinstance(about, dict), path, f'{ABOUT} must be a mapping', about)
+    for key, kind in ABOUT_KEYS.items():
+        good = isinstance(about.get(key), (kind, type(None)))
+        _check(good, path, f'{ABOUT} {key} is malformed', about.get(key))
+    for key, value in (about.get('validation') or {}).items():
+        _check(_is_number(value), path, f'{ABOUT} validation {key} must be a number', value)
+    return {key: about[key] for key in ABOUT_KEYS if about.get(key) is not None}
 
 
 def check_arguments(arguments: Any, source: str) -> None:

@@ -48,7 +48,7 @@ class Calibration(Metric):  # type: ignore[misc]
         >>> metric = Calibration(num_classes=3)
         >>> metric.update(torch.tensor([[4.0, 0, 0], [0, 2, 0]]), torch.tensor([0, 2]))
         >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
-        {'error': 0.5, 'nll': 1.138, 'brier': 0.71, 'ece': 0.411, 'confidence': 0.876}
+        {'error': 0.5, 'nll': 1.138, 'brier': 0.715, 'ece': 0.411, 'confidence': 0.876}
     """
 
     is_differentiable = False
