@@ -45,11 +45,11 @@ def test_it_imports_nothing_but_itself(python):
         'before = set(sys.modules)\nentry.load()()\nprint(*sorted(set(sys.modules) - before))\n'
     )
     done = python('-c', code, env={'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})
-    assert done.stdout.split() == ['timm_molly', 'timm_molly.plugin.autoload']
+    assert done.stdout.split() == ['timm_molly', 'timm_molly.plugin', 'timm_molly.plugin.autoload']
 
 
 def test_names_of_the_package_need_no_other_import(python):
-    names = ['hub.load', 'functional.noise', 'loss.CoupledCrossEntropy', 'Mollify', 'MollyConfig', 'CoupledTarget']
+    names = ['load', 'functional.noise', 'loss.CoupledCrossEntropy', 'Mollify', 'MollyConfig', 'CoupledTarget']
     done = python('-c', '\n'.join(['import timm_molly', *(f'timm_molly.{name}' for name in names), 'print("all")']))
     assert (done.stdout, done.stderr) == ('all\n', '')
 
@@ -105,12 +105,14 @@ def test_registering_by_hand_works_where_autoload_is_off(python):
 @pytest.mark.parametrize(
     ('change', 'lost'),
     [
-        (lambda copy: (copy / 'plugin.py').write_text('def install(:'), 'both'),
-        (lambda copy: (copy / 'plugin.py').unlink(), 'both'),
+        (lambda copy: (copy / 'plugin' / 'register.py').write_text('def install(:'), 'both'),
+        (lambda copy: (copy / 'plugin' / 'register.py').unlink(), 'both'),
         (lambda copy: (copy / 'config.py').write_text('raise RuntimeError("half an upgrade")'), 'both'),
         (
-            lambda copy: (copy / '_autoload.py').write_text(
-                (copy / '_autoload.py').read_text().replace('loader = spec.loader', 'raise OSError("odd loader")')
+            lambda copy: (copy / 'plugin' / 'autoload.py').write_text(
+                (copy / 'plugin' / 'autoload.py')
+                .read_text()
+                .replace('loader = spec.loader', 'raise OSError("odd loader")')
             ),
             'both',
         ),
@@ -135,7 +137,7 @@ def test_registering_by_hand_says_which_timm_the_models_do_not_fit(broken):
         TIMM_MOLLY_AUTOLOAD='0',
     )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith('ImportError: the networks of timm-molly do not fit timm ')
+    assert last.startswith('timm_molly.errors.PackageError: the networks of timm-molly do not fit timm ')
     assert last.endswith('): update both (pip install -U timm-molly timm)')
 
 
@@ -146,7 +148,7 @@ def test_without_timm_torch_goes_on_in_silence(broken):
     )
     assert done.stdout == 'went on\n'
     assert done.stderr.splitlines()[-1] == (
-        'ImportError: timm-molly needs timm, which is not installed: pip install timm'
+        'timm_molly.errors.PackageError: timm-molly needs timm, which is not installed: pip install timm'
     )
 
 
@@ -178,7 +180,7 @@ def test_beside_a_timm_that_is_too_old_only_molly_is_refused(broken):
     assert done.stdout == 'rand-m9\n'
     assert 'could not register' not in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        'ImportError: --aa molly needs timm 1.0.15 or newer, found 0.4.12: pip install -U timm'
+        'timm_molly.errors.PackageError: --aa molly needs timm 1.0.15 or newer, found 0.4.12: pip install -U timm'
     )
 
 
@@ -200,7 +202,7 @@ def test_beside_a_timm_whose_create_loader_moved_scripts_go_on_and_molly_is_told
     assert done.stdout == 'rand-m9\n'
     lines = done.stderr.splitlines()
     assert 'timm 9.0 has no timm.data.create_loader, which --aa molly needs: update timm-molly' in lines[0]
-    assert "ValueError: auto_augment='molly' reached timm's image transforms" in lines[-1]
+    assert "UserError: auto_augment='molly' reached timm's image transforms" in lines[-1]
 
 
 def test_the_entry_point_is_installed():
