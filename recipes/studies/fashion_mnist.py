@@ -31,7 +31,8 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from timm_molly.robustness import corruptions
+from timm_molly.robustness.corruptions.names import COMMON
+from timm_molly.robustness.corruptions.transforms import corrupt_pixels, warm_up
 
 DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 SEED = 42  # of the corruptions
@@ -105,16 +106,16 @@ def write_corrupted(folder: Path) -> None:
     output = folder / 'fashion-mnist-32px-corrupted'
     output.mkdir()
     np.save(output / 'labels.npy', np.tile(labels, 5))
-    corruptions.warm_up()
-    with multiprocessing.get_context('spawn').Pool(os.cpu_count(), initializer=corruptions.warm_up) as pool:
-        for name in tqdm.tqdm(corruptions.COMMON, desc='corrupted images'):
+    warm_up()
+    with multiprocessing.get_context('spawn').Pool(os.cpu_count(), initializer=warm_up) as pool:
+        for name in tqdm.tqdm(COMMON, desc='corrupted images'):
             jobs = [(image, name, severity, index) for severity in range(1, 6) for index, image in enumerate(images)]
             np.save(output / f'{name}.npy', np.stack(pool.starmap(corrupt, jobs, chunksize=250)))
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, index: int) -> np.ndarray:
     """Corrupt pixels (32, 32, 3), uint8."""
-    return corruptions.corrupt_pixels(image, name, severity, 'cifar-c', index, SEED)
+    return corrupt_pixels(image, name, severity, 'cifar-c', index, SEED)
 
 
 if __name__ == '__main__':

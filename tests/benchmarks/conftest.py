@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import pytest
-import ratios
 import torch
+
+from benchmarks import ratios
 
 
 @pytest.fixture

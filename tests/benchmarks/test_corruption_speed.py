@@ -3,17 +3,11 @@
 Each corruption and size is a group, so that the table shows ratios.
 """
 
-import sys
-from pathlib import Path
-
 import cv2
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.corruptions import COMMON, HELD_OUT, corrupt
 from support.reference import SCRIPTS, SIZES, load, needs_reference, photograph
-
-from timm_molly.robustness.corruptions import COMMON, HELD_OUT, corrupt
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +34,7 @@ def image(request, name, benchmark):
 
 def test_timm_molly(benchmark, name, image):
     table = benchmark.extra_info['table']
-    benchmark.pedantic(corrupt, (image, name, 3, table), rounds=9, warmup_rounds=1)
+    benchmark.pedantic(corrupt, (image, name, 3, table, 0), rounds=9, warmup_rounds=1)
 
 
 @needs_reference

@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from support import corruptions as C
 
-from timm_molly.robustness import corruptions as C
-from timm_molly.robustness import flags, validate
+from timm_molly.cli import flags
+from timm_molly.robustness.corruptions.transforms import warm_up
 
 IMAGES, PROCESSES = 1000, 2
 
@@ -44,7 +45,7 @@ def corrupt_share(paths, read_each_time):
 @pytest.mark.parametrize('read_each_time', [True, False])
 def test_corrupting_alone(benchmark, folder, read_each_time):
     paths = sorted((folder / 'validation').rglob('*.png'))
-    C.warm_up()
+    warm_up()
     shares = [paths[i::PROCESSES] for i in range(PROCESSES)]
 
     def run():
@@ -67,4 +68,8 @@ def test_report(benchmark, folder, tmp_path):
     ]
 
     args = parser.parse_args([str(argument) for argument in arguments])
-    benchmark.pedantic(validate.run, (args, ''), rounds=1)
+
+    def run():
+        flags.measurement(args).run(flags.classifier(args), args.output, progress=False).save(args.output)
+
+    benchmark.pedantic(run, rounds=1)

@@ -268,7 +268,7 @@ def test_what_timm_itself_makes_of_a_broken_download(hub, folders, before, waits
         outcome = 'loaded' if all(torch.equal(state[name], value) for name, value in expected.items()) else 'wrong'
     except Exception:
         outcome = 'error'
-    # A byte that is wrong is nothing that timm could know of, and the reason why `timm_molly.hub.load` compares.
+    # A byte that is wrong is nothing that timm could know of, and the reason why `timm_molly.load` compares.
     expected = {500: 'error', 'truncate': 'error', 'corrupt': 'wrong'}.get(kind, 'loaded')
     # Clients before 1.0 do not try again where the connection breaks.
     assert outcome == expected or (OLD_CLIENT and outcome == 'error')
