@@ -156,7 +156,7 @@ def test_everything_comes_back(trained, reported, hub, image_folder):
     assert loaded.molly == MollyConfig()
     assert len(repr(loaded)) < 400  # in a notebook, which shows it
     assert '3 classes' in repr(loaded)
-    assert loaded.report == json.loads((reported / 'report.json').read_text())
+    assert loaded.report.to_dict() == json.loads((reported / 'report.json').read_text())
     assert loaded.label_names == list(CLASSES)
     checkpoint = torch.load(trained / 'model_best.pth.tar', weights_only=False)
     for name, value in loaded.model.state_dict().items():

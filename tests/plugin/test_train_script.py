@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_before_training(options, words, image_folde
     done = run_script(SCRIPT, *arguments(image_folder, tmp_path, options))
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('ValueError: ')
+    assert last.startswith('timm_molly.errors.UserError: ')
     assert words in last
     assert 'Train: 0' not in done.stdout + done.stderr
 

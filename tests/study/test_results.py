@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from timm_molly.robustness import Report
 from timm_molly.study import results
 from timm_molly.study.grid import read_grid
 
@@ -91,8 +92,8 @@ def test_published_networks_are_those_of_the_runs_that_their_list_names():
     listed = re.findall(r'^\| \[(\w+\.\w*fashion_mnist)\][^|]*\| `([^`]+)`, seed (\d)', page, re.MULTILINE)
     assert len(listed) == 2
     for name, row, seed in listed:
-        report = json.loads((ROOT / 'hub_cards' / name / 'report.json').read_text())
+        report = Report.load(ROOT / 'hub_cards' / name)
         run = runs[f'{row}/{seed}']
-        assert (report['model']['sha256'], results.numbers(report)) == (run['sha256'], run['figures'])
+        assert (report.model.sha256, results.numbers(report)) == (run['sha256'], run['figures'])
     rows = {row['name']: row['values']['corrupted nll']['mean'] for row in results.rows(study) if row['molly']}
     assert min(rows, key=rows.get) == 'augmix+molly-k100' == listed[1][1]  # what the list says of it
