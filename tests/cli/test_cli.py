@@ -7,6 +7,7 @@ import pytest
 
 from timm_molly import __version__
 from timm_molly.cli import main
+from timm_molly.errors import UserError
 
 
 @pytest.fixture
@@ -110,3 +111,22 @@ def test_compare_needs_the_extra_plot_alone(python, tmp_path):
     assert done.returncode == 2
     assert 'pip install "timm-molly[plot]"' in done.stderr
     assert not (tmp_path / 'none').exists()
+
+
+def test_debug_shows_the_traceback_of_an_error_for_users(tmp_path, capsys):
+    command = ['models', str(tmp_path)]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith('timm-molly models: ')
+    for arguments in (['--debug', *command], [*command, '--debug']):
+        with pytest.raises(UserError, match='has no models'):
+            main(arguments)
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError, ImportError, RuntimeError])
+def test_any_other_error_is_a_bug_and_shows_its_traceback(tmp_path, monkeypatch, error):
+    def broken(folder):
+        raise error('a bug')
+
+    monkeypatch.setattr('timm_molly.hub.make.table', broken)
+    with pytest.raises(error, match='a bug'):
+        main(['models', str(tmp_path)])

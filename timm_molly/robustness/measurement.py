@@ -130,7 +130,7 @@ class Measurement:
         """Measure a classifier.
 
         Args:
-            classifier: It is moved to the device, and left there.
+            classifier: It is moved to the device, and back afterwards.
             cache: Folder in which finished cells are kept.
             command: Command line that the report names.
             progress: Show a progress bar on stderr.
