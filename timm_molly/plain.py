@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from timm_molly.errors import UserError
@@ -75,6 +75,28 @@ def checked(kind: Any, value: Any, where: str) -> Any:
     elif kind is Any or (type(value) is kind and (kind is not int or abs(value) < 2**63)):
         return value
     raise UserError(f'{where} must be {_name(kind)}, got {short(value)}')
+
+
+def is_plain(value: Any, good: Callable[[Any], bool], depth: int, most: int = 10**6) -> bool:
+    """Tell whether a value is made of lists, and mappings by text, of values that are good.
+
+    Args:
+        value: Of JSON or YAML.
+        good: Tells of a value that is no list and no mapping, and of the keys.
+        depth: How deep lists and mappings may be nested.
+        most: How many members one may have.
+
+    Example:
+        >>> is_plain({'sizes': [1, 2]}, lambda value: isinstance(value, (int, str)), depth=2)
+        True
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            return False
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return depth > 0 and len(value) <= most and all(is_plain(each, good, depth - 1, most) for each in value)
+    return good(value)
 
 
 def keywords(pairs: Sequence[str]) -> dict[str, Any]:

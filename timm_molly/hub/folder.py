@@ -17,7 +17,7 @@ import torch
 
 from timm_molly.errors import UserError
 from timm_molly.files import read_json
-from timm_molly.plain import short
+from timm_molly.plain import is_plain, short
 from timm_molly.plugin.register import add_models
 from timm_molly.robustness.report import Report
 from timm_molly.training import ARGS, MAX_ARGS_BYTES, WEIGHTS
@@ -260,11 +260,12 @@ def _is_number(value: Any) -> bool:
     return (_is_int(value) or isinstance(value, float)) and abs(value) <= MAX_NUMBER
 
 
-def _is_plain(value: Any, depth: int = 3) -> bool:
+def _is_plain(value: Any) -> bool:
     """Tell whether a value is null, true, false, a moderate number, a name, or a short list or mapping of such."""
+    return is_plain(value, _is_moderate, depth=3, most=400)
+
+
+def _is_moderate(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r'[\w.+-]{0,64}', value))
-    if isinstance(value, (list, dict)):
-        members = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and len(members) <= 200 and all(_is_plain(member, depth - 1) for member in members)
     return value is None or isinstance(value, bool) or _is_number(value)

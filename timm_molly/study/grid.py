@@ -14,6 +14,7 @@ import yaml
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
+from timm_molly.plain import is_plain
 from timm_molly.study.measure import FLAGS
 
 KEYS = ('title', 'base', 'threads', 'train', 'validate', 'recipes', 'grid')
@@ -185,19 +186,13 @@ def _check_flags(where: str, flags: Any, own: Iterable[str] = OWN) -> dict[str, 
             raise UserError(f'{where} has {key}, which the study sets itself')
         if key in TEXT and not (value is None or isinstance(value, str)):
             raise UserError(f'{where} has {key}: {value!r}, which must be text')
-        if not _plain(value):
+        if not is_plain(value, _is_setting, depth=5):
             raise UserError(f'{where} has {key}: {value!r}, which is not made of text, finite numbers, true and false')
     return flags
 
 
-def _plain(value: Any, depth: int = 5) -> bool:
-    if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _plain(each, depth - 1) for key, each in value.items())
-    if isinstance(value, list):
-        return depth > 0 and all(_plain(each, depth - 1) for each in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, int))
+def _is_setting(value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, (str, int))
 
 
 def _check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
