@@ -92,11 +92,11 @@ def study(
 
 def _lock(folder: Path) -> FileLock:
     lock = FileLock(folder / '.lock')
-    try:
-        with writing(folder / '.lock'):
+    with writing(folder / '.lock'):
+        try:
             lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f'another study is running in {folder}') from None
+        except Timeout:  # which is an OSError
+            raise UserError(f'another study is running in {folder}') from None
     return lock
 
 
