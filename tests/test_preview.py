@@ -5,7 +5,8 @@ from PIL import Image
 
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig
-from timm_molly.preview import TEMPERATURES, draw
+from timm_molly.errors import UserError
+from timm_molly.preview import TEMPERATURES, draw, preview
 
 
 @pytest.fixture
@@ -139,3 +140,18 @@ def test_without_matplotlib_the_extra_is_named(photo, capsys, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
     assert main(['preview', str(photo)]) == 2
     assert capsys.readouterr().err.startswith('timm-molly preview: drawing needs more: pip install "timm-molly[plot]"')
+
+
+def test_from_python_it_draws_and_writes_nothing(photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    figure = preview([photo], img_size=32, num_classes=10)
+    assert len([axes for axes in figure.axes if axes.images]) == 2 * len(TEMPERATURES)
+    assert [path.name for path in tmp_path.iterdir()] == ['photo.jpg']
+    assert capsys.readouterr() == ('', '')
+    with pytest.raises(UserError, match='no images to draw'):
+        preview([])
+
+
+def test_where_it_is_to_go_is_checked_before_anything_is_drawn(photo, monkeypatch):
+    monkeypatch.setattr('timm_molly.preview.draw', lambda *_: pytest.fail('drawn'))
+    assert main(['preview', str(photo), '-o', 'no/folder/out.png']) == 2

@@ -46,6 +46,9 @@ def preview(
         mean: Mean (3,) and
         std: standard deviation (3,) that images are normalised with, which noise is relative to.
 
+    Returns:
+        The figure, which `save_figure` writes.
+
     Raises:
         UserError: `aa` has no molly or a malformed one, an image cannot be read, a number is out of range, or
             matplotlib is not installed.
@@ -54,6 +57,8 @@ def preview(
         from matplotlib.figure import Figure  # noqa: F401
     except ImportError as error:
         raise needs('drawing', 'plot', error) from None
+    if not images:
+        raise UserError('no images to draw: give one or more files')
     config, _ = split_aa(aa)
     if config is None or not set(config.roles) & {'n', 'b'}:
         raise UserError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +66,8 @@ def test_the_digits_are_scikit_learns(tmp_path):
     [
         (['--aa', 'rand-m9'], 'has no molly in it'),
         (['--aa', 'molly-z3'], "section 'z3'"),
+        (['--aa', 'molly-mxe'], "'molly-mxe' neither noises nor blurs"),
+        (['--output', 'file/out'], 'cannot write file/out: Not a directory'),
         (['--data-dir', 'nowhere'], 'nowhere has no folder train'),
         (['--epochs', '0'], 'epochs must be 1 or more, got 0'),
         (['--img-size', '16'], 'cifar-c needs images of 29 pixels or more, got 16'),
@@ -74,11 +77,21 @@ def test_the_digits_are_scikit_learns(tmp_path):
 )
 def test_bad_options_are_named_in_a_line_before_training(tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').touch()
     monkeypatch.setattr(demo_module, 'train', lambda *_: pytest.fail('trained'))
     assert main(['demo', *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1
     assert words in error
+
+
+@pytest.mark.parametrize('package', ['matplotlib', 'sklearn', 'tqdm'])
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch, package):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(['demo']) == 2
+    assert 'the demo needs more: pip install "timm-molly[demo]" (' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_class_folders_that_differ_are_named_before_training(image_folder, tmp_path, capsys):

@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command: first on images noised and blurred as in training, then under the common corruptions."""
     check(args)
+    from timm_molly.files import make_folder
     from timm_molly.plugin.register import register
     from timm_molly.preview import preview, save_figure
     from timm_molly.robustness.compare import compare
@@ -75,8 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_molly.robustness.images import open_dataset
 
     register()
-    output: Path = args.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(args.output)
     root = write_digits(output / 'digits', args.img_size) if args.data_dir is None else args.data_dir
     names = {'without molly': None, f'with {args.aa}': args.aa}
     loaders, images, num_classes = make_loaders(root, names, args)
@@ -106,9 +106,10 @@ def run(args: argparse.Namespace) -> None:
     reports = [_measured(each, root, folder) for each, folder in zip(classifiers, folders, strict=True)]
     print(f'\n{compare(reports, list(names))}\n')
     save_figure(comparison(reports, list(names)), output / 'corrupted.png')
+    second = shlex.quote(str(folders[1]))
     print(
         f'wrote mollified.png, preview.png, corrupted.png and a report for each model to {output}\n'
-        f'share the second: timm-molly push {folders[1]} --report {folders[1]} --repo-id OWNER/NAME'
+        f'share the second: timm-molly push {second} --report {second} --repo-id OWNER/NAME'
     )
 
 
@@ -119,7 +120,9 @@ def check(args: argparse.Namespace) -> None:
         UserError: One will not do (which).
     """
     try:
+        import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
+        import tqdm  # noqa: F401
 
         from timm_molly.robustness import conditions, figures  # noqa: F401
     except ImportError as error:
@@ -127,8 +130,11 @@ def check(args: argparse.Namespace) -> None:
     from timm_molly.config import split_aa
     from timm_molly.robustness.corruptions.strengths import check_size, table_for
 
-    if split_aa(args.aa)[0] is None:
+    config, _ = split_aa(args.aa)
+    if config is None:
         raise UserError(f'{args.aa!r} has no molly in it; try --aa molly')
+    if not set(config.roles) & {'n', 'b'}:
+        raise UserError(f'{args.aa!r} neither noises nor blurs, so there is nothing to compare; try --aa molly')
     if args.epochs < 1:
         raise UserError(f'epochs must be 1 or more, got {args.epochs}')
     check_size(args.img_size, table_for(args.img_size))
@@ -202,10 +208,13 @@ def save(model: nn.Module, folder: Path, settings: Mapping[str, Any]) -> None:
     import yaml
     from safetensors.torch import save_file
 
+    from timm_molly.files import make_folder, write_text
+    from timm_molly.training import ARGS, WEIGHTS
+
     shutil.rmtree(folder, ignore_errors=True)  # a report of an earlier training
-    folder.mkdir()
-    save_file(model.state_dict(), folder / 'model.safetensors')
-    (folder / 'args.yaml').write_text(yaml.safe_dump(dict(settings)), encoding='utf-8')
+    make_folder(folder)
+    save_file(model.state_dict(), folder / WEIGHTS)
+    write_text(folder / ARGS, yaml.safe_dump(dict(settings)))
 
 
 def write_digits(folder: Path, img_size: int) -> Path:
