@@ -3,10 +3,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from timm_molly.config import MollyConfig, split_aa
+from timm_molly.target import CoupledTarget
 
 positive = st.floats(1e-300, 1e300, exclude_min=True) | st.integers(1, 10**6)
 configs = st.builds(
@@ -51,6 +53,26 @@ def test_the_default_is_the_papers_setting_and_the_shortest_string():
 def test_sections_mean_what_the_grammar_says(string, changed):
     config = MollyConfig.from_string(string)
     assert config == dataclasses.replace(MollyConfig(), **changed)
+
+
+powers = st.floats(0.01, 100)
+
+
+@given(st.sampled_from('xnbe'), powers, powers, st.floats(0, 1), st.integers(1, 1000))
+def test_the_confidence_is_that_of_the_dense_label_that_training_sees(role, noise_power, blur_power, t, num_classes):
+    config = MollyConfig(noise_power=noise_power, blur_power=blur_power)
+    gamma = {'x': 0.0, 'n': math.sin(math.pi / 2 * t) ** (2 * noise_power), 'b': t**blur_power, 'e': 1.0}[role]
+    at = torch.tensor([t], dtype=torch.float64)
+    assert config.gamma(role, at).item() == pytest.approx(gamma, rel=1e-9, abs=1e-12)
+    dense = CoupledTarget(torch.tensor([num_classes - 1]), config.gamma(role, at)).dense(num_classes)
+    assert config.confidence(role, at, num_classes).item() == pytest.approx(dense[0, -1].item(), abs=1e-12)
+
+
+@pytest.mark.parametrize('role', ['q', '', 'xn', None])
+def test_a_role_that_is_none_is_refused(role):
+    for ask in (MollyConfig().gamma, lambda role, t: MollyConfig().confidence(role, t, 10)):
+        with pytest.raises(ValueError, match="role must be 'x', 'n', 'b' or 'e', got"):
+            ask(role, torch.tensor([0.5]))
 
 
 def test_it_is_frozen():

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_molly.functional import blur, blur_gamma, blur_scale, noise, noise_gamma, smooth
+from timm_molly.functional import (
+    blur,
+    blur_gamma,
+    blur_scale,
+    confidence,
+    label_gamma,
+    noise,
+    noise_gamma,
+    smooth,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float32: 2e-5, torch.float64: 1e-12}
@@ -145,6 +154,25 @@ def test_smoothed_labels_sum_to_one_and_follow_the_formula(batch, num_classes, d
     np.testing.assert_allclose(out.double().sum(1).numpy(), 1, atol=2 * TOLERANCE[dtype])
 
 
+@given(st.integers(1, 5), st.integers(1, 2000), st.data())
+def test_the_confidence_is_the_labels_own_entry(batch, num_classes, data):
+    gamma = draw_t(data, batch)
+    labels = torch.tensor(data.draw(st.lists(st.integers(0, num_classes - 1), min_size=batch, max_size=batch)))
+    dense = smooth(torch.nn.functional.one_hot(labels, num_classes).double(), gamma)
+    kept = confidence(gamma, num_classes)
+    torch.testing.assert_close(kept, dense.gather(1, labels[:, None])[:, 0], atol=1e-12, rtol=0)
+    assert (kept >= 1 / num_classes - 1e-12).all()
+    assert (kept <= 1).all()
+
+
+@given(st.sampled_from('xnbe'), st.floats(0.01, 100), st.floats(0.01, 100), st.data())
+def test_the_label_weight_is_that_of_the_role(role, noise_power, blur_power, data):
+    t = draw_t(data, 3)
+    expected = {'x': 0 * t, 'n': noise_gamma(t, noise_power), 'b': blur_gamma(t, blur_power), 'e': 0 * t + 1}[role]
+    assert torch.equal(label_gamma(role, t, noise_power, blur_power), expected)
+    assert torch.equal(label_gamma(role, t[0], noise_power, blur_power), expected[0])  # of any shape
+
+
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'transposed', 'sliced'])
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_memory_format_comes_back_with_the_same_values(layout, dtype):
@@ -277,6 +305,10 @@ def test_the_functional_part_compiles_whole():
         (lambda x, t: blur_scale(t - 1, 32), r't must be in \[0, 1\], got -1'),
         (lambda x, t: noise_gamma(t, 0), 'power must be above 0, got 0'),
         (lambda x, t: blur_gamma(t, -1), 'power must be above 0, got -1'),
+        (lambda x, t: label_gamma('q', t), "role must be 'x', 'n', 'b' or 'e', got 'q'"),
+        (lambda x, t: label_gamma('xn', t), "got 'xn'"),
+        (lambda x, t: label_gamma('', t), "got ''"),
+        (lambda x, t: label_gamma('e', t + 1), r't must be in \[0, 1\], got 1.5'),
         (lambda x, t: smooth(torch.tensor([0, 1]), t), r'y must hold soft labels \(B, K\)'),
         (lambda x, t: smooth(torch.eye(2), t * 3), r'gamma must be in \[0, 1\], got 1.5'),
     ],

@@ -81,6 +81,10 @@ class MollyConfig:
 
         Raises:
             UserError: It does not start with `molly`, or a section is unknown, malformed, out of range or given twice.
+
+        Example:
+            >>> MollyConfig.from_string('molly-b4-mxxnb')
+            MollyConfig(roles='xxnb', alpha=1.0, beta=4.0, noise_power=1.0, blur_power=1.0, min_scale=0.3)
         """
         name, *sections = string.split('-')
         if name != 'molly':
@@ -138,6 +142,11 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
     Raises:
         UserError: molly is misspelt, given twice, or joined to a policy with anything but `+`, or there is more than
             one policy beside it, or one that is none of timm's.
+
+    Example:
+        >>> config, rest = split_aa('rand-m9-mstd0.5-inc1+molly-b4')
+        >>> str(config), rest
+        ('molly-b4', 'rand-m9-mstd0.5-inc1')
     """
     if 'molly' not in aa.lower():
         return None, aa

@@ -37,6 +37,11 @@ def noise(x: Tensor, t: Tensor, eps: Tensor, out: Tensor | None = None) -> Tenso
 
     Raises:
         ValueError: A shape, dtype or value is not as above.
+
+    Example:
+        >>> x, t = torch.zeros(3, 1, 1, 1), torch.tensor([0.0, 0.5, 1.0])
+        >>> noise(x, t, eps=torch.ones_like(x)).flatten()
+        tensor([0.0000, 0.7071, 1.0000])
     """
     check_images(x)
     check_unit_interval('t', t, len(x))
@@ -68,6 +73,12 @@ def blur(x: Tensor, t: Tensor, min_scale: float = 0.3, out: Tensor | None = None
 
     Raises:
         ValueError: A shape, dtype or value is not as above.
+
+    Example:
+        >>> x = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 1, 4, 4)
+        >>> blur(x, torch.tensor([0.5, 1.0]))[:, 0, 0].round(decimals=2)
+        tensor([[0.0900, 0.3200, 0.6800, 0.9100],
+                [0.5000, 0.5000, 0.5000, 0.5000]])
     """
     check_images(x)
     check_unit_interval('t', t, len(x))
@@ -100,6 +111,10 @@ def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
 
     Raises:
         ValueError: `t` is outside [0, 1], or `min_scale` is not above 0 and at most `size`.
+
+    Example:
+        >>> blur_scale(torch.tensor([0.0, 0.5, 1.0]), size=100, min_scale=1.0).round(decimals=3)
+        tensor([  1.,  10., 100.])
     """
     _check_values('t', t)
     check_min_scale(min_scale, size)
@@ -118,6 +133,10 @@ def noise_gamma(t: Tensor, power: float = 1.0) -> Tensor:
 
     Raises:
         ValueError: `t` or `power` is out of range.
+
+    Example:
+        >>> noise_gamma(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     _check_values('t', t)
     _check_power(power)
@@ -136,6 +155,10 @@ def blur_gamma(t: Tensor, power: float = 1.0) -> Tensor:
 
     Raises:
         ValueError: `t` or `power` is out of range.
+
+    Example:
+        >>> blur_gamma(torch.tensor([0.0, 0.5, 1.0]), power=2.0)
+        tensor([0.0000, 0.2500, 1.0000])
     """
     _check_values('t', t)
     _check_power(power)
@@ -156,6 +179,11 @@ def label_gamma(role: str, t: Tensor, noise_power: float = 1.0, blur_power: floa
 
     Raises:
         ValueError: `role` is no such letter, or `t` or a power is out of range.
+
+    Example:
+        >>> t = torch.tensor([0.25, 0.5])
+        >>> label_gamma('x', t), label_gamma('b', t)
+        (tensor([0., 0.]), tensor([0.2500, 0.5000]))
     """
     if role == 'n':
         return noise_gamma(t, noise_power)
@@ -176,6 +204,10 @@ def confidence(gamma: Tensor, num_classes: int) -> Tensor:
 
     Returns:
         Probabilities from 1 / K to 1, shaped as `gamma`.
+
+    Example:
+        >>> confidence(torch.tensor([0.0, 0.5, 1.0]), num_classes=10)
+        tensor([1.0000, 0.5500, 0.1000])
     """
     return 1 - gamma * (num_classes - 1) / num_classes
 
@@ -192,6 +224,11 @@ def smooth(y: Tensor, gamma: Tensor) -> Tensor:
 
     Raises:
         ValueError: A shape, dtype or value is not as above.
+
+    Example:
+        >>> smooth(torch.eye(4)[:2], torch.tensor([0.0, 0.4]))
+        tensor([[1.0000, 0.0000, 0.0000, 0.0000],
+                [0.1000, 0.7000, 0.1000, 0.1000]])
     """
     if y.ndim != 2 or not y.is_floating_point():
         raise ValueError(f'y must hold soft labels (B, K) of a floating-point dtype, got {describe(y)}')

@@ -33,6 +33,17 @@ class Mollify:
             views of an image share role and t (each has its own noise), so that a consistency loss compares equals.
         generator: Source of the random draws, on the CPU; by default torch's global generators (`torch.manual_seed`).
             The same seed gives the same batch.
+
+    Raises:
+        ValueError: A value is not as above.
+
+    Example:
+        >>> mollify = Mollify('molly-mxn', generator=torch.Generator().manual_seed(0))
+        >>> x, target = mollify(torch.zeros(4, 3, 8, 8), torch.tensor([2, 0, 1, 2]))
+        >>> target.labels, target.gamma.count_nonzero()  # half of the images are clean
+        (tensor([2, 0, 1, 2]), tensor(2))
+        >>> torch.nn.functional.cross_entropy(torch.zeros(4, 3), target)
+        tensor(1.0986)
     """
 
     def __init__(

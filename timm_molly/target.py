@@ -50,6 +50,12 @@ class CoupledTarget:
 
     Raises:
         ValueError: A shape, dtype or value is not as above. Values are checked for CPU tensors only.
+
+    Example:
+        >>> target = CoupledTarget(torch.tensor([0, 2]), torch.tensor([0.0, 0.4]))
+        >>> target.dense(num_classes=4)
+        tensor([[1.0000, 0.0000, 0.0000, 0.0000],
+                [0.1000, 0.1000, 0.7000, 0.1000]])
     """
 
     def __init__(self, labels: Tensor, gamma: Tensor) -> None:
