@@ -189,8 +189,7 @@ def fake_report(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch, fake_report):
-    monkeypatch.setenv('FAKE_REPORT', str(fake_report))
-    monkeypatch.setattr(run_module, 'CHILD', [sys.executable, str(HERE / 'fake_child.py')])
+    monkeypatch.setattr(run_module, 'CHILD', [sys.executable, str(HERE / 'fake_child.py'), str(fake_report)])
     monkeypatch.setattr(runner, 'POLL', 0.01)
 
 
@@ -294,7 +293,7 @@ def test_a_study_that_is_killed_at_any_time_goes_on_and_ends_the_same(tmp_path):
     kills = 0
     while True:
         begins = warm.context.Event()
-        arguments = tmp_path / 'grid.yaml', tmp_path / 'cut', SCRIPT, HERE / 'fake_child.py', ABOUT, begins
+        arguments = tmp_path / 'grid.yaml', tmp_path / 'cut', SCRIPT, run_module.CHILD, ABOUT, begins
         process = warm.context.Process(target=run_study, args=arguments)
         process.start()
         begins.wait()

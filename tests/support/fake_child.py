@@ -1,4 +1,7 @@
-"""Stands in for `timm_molly.cli.child` in the tests of what runs it: writes such files, in no time, from the seed."""
+"""Stands in for `timm_molly.cli.child` in the tests of what runs it: writes such files, in no time, from the seed.
+
+Arguments: a report.json to fill in, and then those of `timm_molly.cli.child`.
+"""
 
 import csv
 import json
@@ -36,7 +39,7 @@ def train(folder, settings):
         (folder / 'train' / 'last.pth.tar').write_text(str(settings['seed']))
 
 
-def measure(folder, settings):
+def measure(folder, settings, report):
     if not (folder / 'train' / 'last.pth.tar').is_file():
         print('no such folder or checkpoint')
         return UNREADABLE
@@ -52,7 +55,7 @@ def measure(folder, settings):
         cell |= {'error': error, 'nll': 3 * error, 'ece': error / 3, 'confidence': 1 - error / 2}
 
     # Of our own code, made once; it takes seconds to import what makes one.
-    report = json.loads(Path(os.environ['FAKE_REPORT']).read_text())
+    report = json.loads(Path(report).read_text())
     fill(report['clean'], 0.1)
     fill(report['cells']['shot_noise']['1'], 0.3)
     fill(report['cells']['zoom_blur']['1'], 0.2)
@@ -66,16 +69,16 @@ def measure(folder, settings):
 
 
 if __name__ == '__main__':
-    command = sys.argv[1]
+    report, command, path, *_ = sys.argv[1:]
     if command == 'about':
-        if Path(sys.argv[2]).name != 'train_script.py':
-            runpy.run_path(sys.argv[2])
+        if Path(path).name != 'train_script.py':
+            runpy.run_path(path)
         print('--data-dir --model --aa --experiment --seed --epochs --behave\n\n1.2.3')
         sys.exit()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a test run that ignores it
     end_with_parent()
-    folder = Path(sys.argv[2])
+    folder = Path(path)
     with (folder / 'commands').open('a') as file:
         file.write(f'{command} {os.getpid()}\n')
     settings = json.loads((folder / 'settings.json').read_text())['train']
-    sys.exit({'train': train, 'measure': measure}[command](folder, settings))
+    sys.exit(train(folder, settings) if command == 'train' else measure(folder, settings, report))
