@@ -28,7 +28,9 @@ os.environ |= {
 }
 for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_CACHE', 'HF_HUB_OFFLINE'):
     os.environ.pop(name, None)
-# Only now, since they import the Hub's client.
+if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+# Only now, since they import the Hub's client and PyTorch, which read these when they are imported.
 from support import tiny_images  # noqa: E402
 from support.measured import checkpoint, flags  # noqa: E402, F401
 
@@ -36,8 +38,6 @@ LIMIT = 3600  # seconds, after which a process hangs, however slow the machine i
 # A slow machine is no failure.
 hypothesis.settings.register_profile('suite', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile('suite')
-if 'PYTEST_XDIST_WORKER' in os.environ:  # tests that run side by side slow each other down with threads
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_report_header() -> str:

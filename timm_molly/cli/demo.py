@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command: first on images noised and blurred as in training, then under the common corruptions."""
     check(args)
+    from timm_molly.classifier import Classifier
     from timm_molly.files import make_folder
     from timm_molly.plugin.register import register
     from timm_molly.preview import preview, save_figure
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     folders = [output / name.replace(' ', '-') for name in names]
     for folder, model, aa in zip(folders, models.values(), names.values(), strict=True):
         save(model, folder, {**SETTINGS, **_settings(args, root), 'num_classes': num_classes, 'aa': aa})
-    classifiers = [_load(folder) for folder in folders]
+    classifiers = [Classifier.from_run(folder) for folder in folders]
     taught = Mollification(args.aa, TEMPERATURES)
     opened = open_dataset('RGB', name='', root=str(root), split='validation')
     mollified = [evaluate(each, opened, taught, workers=0, progress=False) for each in classifiers]
@@ -127,14 +128,9 @@ def check(args: argparse.Namespace) -> None:
         from timm_molly.robustness import conditions, figures  # noqa: F401
     except ImportError as error:
         raise needs('the demo', 'demo', error) from None
-    from timm_molly.config import split_aa
     from timm_molly.robustness.corruptions.strengths import check_size, table_for
 
-    config, _ = split_aa(args.aa)
-    if config is None:
-        raise UserError(f'{args.aa!r} has no molly in it; try --aa molly')
-    if not set(config.roles) & {'n', 'b'}:
-        raise UserError(f'{args.aa!r} neither noises nor blurs, so there is nothing to compare; try --aa molly')
+    conditions.Mollification(args.aa)
     if args.epochs < 1:
         raise UserError(f'epochs must be 1 or more, got {args.epochs}')
     check_size(args.img_size, table_for(args.img_size))
@@ -247,12 +243,6 @@ def _settings(args: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 def _hflip(args: argparse.Namespace) -> float:
     return 0.0 if args.data_dir is None else 0.5  # a mirrored digit is no digit
-
-
-def _load(folder: Path) -> Classifier:
-    from timm_molly.classifier import Classifier
-
-    return Classifier.from_run(folder)
 
 
 def _measured(classifier: Classifier, root: Path, folder: Path) -> Report:

@@ -188,8 +188,11 @@ class Mollification:
     seed: int = SEED
 
     def __post_init__(self) -> None:
-        if self.aa is not None and split_aa(self.aa)[0] is None:
-            raise UserError(f'{self.aa!r} has no molly in it; try --aa molly')
+        if self.aa is not None:
+            config, _ = split_aa(self.aa)
+            if config is None:
+                raise UserError(f'{self.aa!r} has no molly in it; try --aa molly')
+            _check_degrades(config)
         if not self.temperatures or not all(0 < t <= 1 for t in self.temperatures):
             raise UserError(f'temperatures must be above 0 and at most 1, got {self.temperatures}')
         check_seed(self.seed)
@@ -203,8 +206,7 @@ class Mollification:
         side = max(classifier.input_size[1:])
         if config.min_scale > side:
             raise UserError(f'the smallest blur of {config} is {config.min_scale:g} pixels, more than the side, {side}')
-        if not set(config.roles) & {'n', 'b'}:
-            raise UserError(f'{config} neither noises nor blurs, so there is nothing to measure')
+        _check_degrades(config)
         steps = classifier.pixels()
         conditions = [Condition('clean', 0, images, steps)]
         if 'n' in config.roles:
@@ -243,6 +245,11 @@ def common(table: str | None = None, severities: Sequence[int] = N.SEVERITIES, s
         15
     """
     return Corruptions(severities=severities, table=table, seed=seed)
+
+
+def _check_degrades(config: MollyConfig) -> None:
+    if not set(config.roles) & {'n', 'b'}:
+        raise UserError(f"'{config}' neither noises nor blurs, so there is nothing to measure; try --aa molly")
 
 
 def check_seed(seed: int) -> None:

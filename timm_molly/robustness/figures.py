@@ -217,7 +217,7 @@ def _compared_by_t(reports: Sequence[Report], names: Sequence[str]) -> Figure:
                 cells = {**report.at('clean'), **report.at(kind)}
                 values = [scaled(cell, metric) for cell in cells.values()]
                 ax.plot(list(cells), values, '-o', color=colour, markersize=3, label=name)
-            dress(ax, f'{kind}: {heading}', 't (0 is clean)')
+            dress(ax, f'{kind}: {heading}', 't (0 is clean)' if kind == kinds[-1] else '')
             ax.set_ylim(bottom=0)
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure
