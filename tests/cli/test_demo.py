@@ -36,7 +36,7 @@ def test_it_trains_twice_and_compares(image_folder, tmp_path, capsys, monkeypatc
     for column, name in enumerate(('without-molly', 'with-molly-b4')):
         report = json.loads((tmp_path / 'out' / name / 'report.json').read_text())
         error = report['summary']['mean']['error']
-        assert re.split(r'\s{2,}', rows['mean of all'])[1 + column] == f'{100 * error:.1f}'
+        assert re.split(r'\s{2,}', rows['mean of common'])[1 + column] == f'{100 * error:.1f}'
         assert report['command'].startswith(f'timm-molly validate --checkpoint {tmp_path}')
         state = load_file(tmp_path / 'out' / name / 'model.safetensors')
         assert state['fc.weight'].shape[0] == 3

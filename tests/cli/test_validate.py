@@ -279,6 +279,45 @@ def test_folders_are_read_uncropped_and_beside_the_clean_set(flags, checkpoint, 
             assert report['cells'][name][str(s)][metric] == pytest.approx(value, abs=1e-6)
 
 
+def test_cifar_10_c_bar_arrays_have_a_mean_of_their_own(flags, tmp_path, capsys):
+    root = cifar_c(tmp_path / 'CIFAR-10-C-Bar', names=C.BAR_OF['cifar-c'])
+    report = run(*flags[2:], '--corrupted-dir', root, '--corruptions', 'bar', output=tmp_path / 'out')
+    assert {*report['cells']} == {*C.BAR_OF['cifar-c']}
+    errors = [cell['error'] for of in report['cells'].values() for cell in of.values()]
+    assert report['summary']['bar']['error'] == pytest.approx(np.mean(errors))
+    assert report['summary']['mean']['error'] is None
+    assert 'mean of C-bar  ' in capsys.readouterr().out
+    refused(
+        capsys,
+        *(*flags[2:], '--corrupted-dir', root, '--corruptions', 'plasma_noise'),
+        words='cifar-c has no strengths of plasma_noise; of C-bar it has blue_noise_sample',
+    )
+
+
+def test_imagenet_c_bar_folders_are_named_after_their_strengths(flags, image_folder, tmp_path, capsys):
+    root = tmp_path / 'ImageNet-C-Bar'
+    for strength in ('4.60', '5.20', '5.80', '7.60', '8.80'):
+        shutil.copytree(image_folder / 'validation', root / 'perlin_noise' / strength)
+    arguments = [*flags, '--corrupted-dir', root, '--corruptions', 'perlin_noise', '--crop-pct', '0.95']
+    report = run(*arguments, output=tmp_path / 'out')
+    assert [*report['cells']['perlin_noise']] == ['1', '2', '3', '4', '5']
+    assert report['summary']['bar']['nll'] == pytest.approx(report['clean']['nll'])  # the same pictures
+    shutil.rmtree(root / 'perlin_noise' / '5.80')
+    refused(capsys, *arguments, words=f'{root} lacks perlin_noise/5.80; --corruptions and --severities name those to')
+
+
+def test_common_and_bar_are_measured_in_one_run_and_not_averaged(flags, tmp_path, capsys):
+    choice = ['--corruptions', 'fog', 'bar', '--severities', '1']
+    report = run(*flags, *choice, output=tmp_path / 'out')
+    assert report['summary']['mean'] == report['summary']['corruptions']['fog']
+    bar = [report['summary']['corruptions'][name]['error'] for name in C.BAR_OF['cifar-c']]
+    assert report['summary']['bar']['error'] == pytest.approx(np.mean(bar))
+    assert 'corrupted as cifar-c and cifar-10-c-bar' in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / 'out').glob('*.png')} == {
+        f'{name}.png' for name in ('error-by-severity', 'heat-map', 'reliability')
+    }
+
+
 @pytest.mark.parametrize(
     ('extra', 'words'),
     [

@@ -71,7 +71,7 @@ def test_the_table_shows_the_figures_of_the_cells():
     lines = {line.split('  ')[0]: line.split() for line in str(made()).splitlines()}
     assert lines['fog'][1:] == ['10.9', '20.9', '30.9', '40.9', '50.9', '30.9', '0.618', '0.309', '0.077', '0.900']
     assert lines['clean'][1:] == ['5.0', '0.100', '0.050', '0.013', '0.900']
-    assert lines['mean of all'][3:5] == ['30.7', '0.614']
+    assert lines['mean of common'][3:5] == ['30.7', '0.614']
 
 
 def test_files_hold_every_cell_and_pictures_open(tmp_path):
@@ -126,7 +126,7 @@ def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
     lines = {line.split('  ')[0]: line.split() for line in text.splitlines()}
     if make is made:
         assert lines['fog'][1:] == ['30.9', '31.9', '+1.0', '0.618', '0.618', '+0.000', '0.077', '0.077', '+0.000']
-        assert lines['mean of all'][3:6] == ['30.7', '31.7', '+1.0']
+        assert lines['mean of common'][3:6] == ['30.7', '31.7', '+1.0']
     else:
         assert lines['noise t=0.5'][2:5] == ['25.0', '26.0', '+1.0']
     assert (tmp_path / 'out' / 'compare.md').read_text().split('\n\n')[1] == 'A: test_resnet\nB: other run/best.pth'
@@ -225,7 +225,7 @@ def test_a_report_of_held_out_corruptions_alone_is_drawn(tmp_path):
     report = made(cells={(name, s): cell(0.1 * s) for name in C.HELD_OUT for s in C.SEVERITIES})
     report.save(tmp_path)
     assert report.groups == {}
-    assert 'mean of all' not in str(report)
+    assert 'mean of common' not in str(report)
     assert 'spatter (held out)' in str(report)
     figures.comparison([report, report], ['a', 'b'])
 

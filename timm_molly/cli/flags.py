@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose what to measure."""
-    parser.add_argument('--corrupted-dir', metavar='DIR', type=Path, help='ImageNet-C, Tiny-ImageNet-C or CIFAR-C')
+    parser.add_argument(
+        '--corrupted-dir', metavar='DIR', type=Path, help='ImageNet-C, Tiny-ImageNet-C, CIFAR-C or C-bar'
+    )
     parser.add_argument(
         '--table',
         choices=('imagenet-c', 'tiny-imagenet-c', 'cifar-c'),
@@ -64,7 +66,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME',
         nargs='+',
         default=['common'],
-        help='names, or common, held-out, all, noise, blur, weather, digital (default: common)',
+        help='names, or common, held-out, all (both), noise, blur, weather, digital, bar (C-bar) (default: common)',
     )
     parser.add_argument('--severities', metavar='N', nargs='+', type=int, choices=range(1, 6), default=range(1, 6))
     parser.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')

@@ -11,7 +11,7 @@ from typing import Any
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
 from timm_molly.robustness import render
-from timm_molly.robustness.corruptions.names import COMMON
+from timm_molly.robustness.corruptions.names import BAR, COMMON
 from timm_molly.robustness.report import CLEAN, Metrics, Report
 
 Settings = Mapping[str, Any]
@@ -172,10 +172,12 @@ def conditions(report: Report) -> dict[str, Metrics]:
     found: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
     benchmark = report.benchmark
     if not benchmark.mollified:
-        names = [name for name in report.corruptions if name in COMMON]
         severities = ', '.join(map(str, benchmark.severities)).replace('1, 2, 3, 4, 5', '1 to 5')
         how = benchmark.table or benchmark.name
-        found[f'{len(names)} corruptions of {how}, severities {severities}'] = report.mean
+        for members, mean, of in ((COMMON, report.mean, how), (BAR, report.bar, f'C-bar, {how}')):
+            count = sum(name in members for name in report.corruptions)
+            if count:
+                found[f'{count} corruptions of {of}, severities {severities}'] = mean
     return {name: cell for name, cell in found.items() if cell.error == cell.error}
 
 

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timm_molly.robustness.conditions import Corruptions, Mollification, Published, common
+    from timm_molly.robustness.conditions import Corruptions, Mollification, Published, bar, common
     from timm_molly.robustness.corruptions.corrupt import Corrupt
     from timm_molly.robustness.metrics import Calibration
     from timm_molly.robustness.report import Report
 
-__all__ = ['Calibration', 'Corrupt', 'Corruptions', 'Mollification', 'Published', 'Report', 'common']
+__all__ = ['Calibration', 'Corrupt', 'Corruptions', 'Mollification', 'Published', 'Report', 'bar', 'common']
 
 _HOME = {
     'Calibration': 'metrics',
@@ -21,6 +21,7 @@ _HOME = {
     'Mollification': 'conditions',
     'Published': 'conditions',
     'Report': 'report',
+    'bar': 'conditions',
     'common': 'conditions',
 }
 

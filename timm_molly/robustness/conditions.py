@@ -18,7 +18,7 @@ from timm_molly.errors import UserError
 from timm_molly.functional import blur, noise
 from timm_molly.robustness.corruptions import names as N
 from timm_molly.robustness.corruptions import strengths, transforms
-from timm_molly.robustness.corruptions.published import published_images
+from timm_molly.robustness.corruptions.published import published_images, table_of
 from timm_molly.robustness.images import Images, check_classes, folder_name
 from timm_molly.robustness.report import BenchmarkRecord, Place, place_name
 from timm_molly.weights import some
@@ -73,7 +73,8 @@ class Corruptions:
     """Corruptions of images as they are read, after resizing and cropping.
 
     Attributes:
-        names: Corruptions or groups of them: 'common', 'held-out', 'all', 'noise', 'blur', 'weather', 'digital'.
+        names: Corruptions or groups of them: 'common', 'held-out', 'all' (both), 'noise', 'blur', 'weather', 'digital',
+            and 'bar', the table's 10 of C-bar.
         severities: Some of 1 to 5.
         table: Strengths: 'imagenet-c', 'tiny-imagenet-c' or 'cifar-c'; None chooses by the image size.
         seed: With an image's place in the data set it decides what is drawn for it.
@@ -100,10 +101,11 @@ class Corruptions:
         side = min(classifier.input_size[1:])
         table = self.table or strengths.table_for(side)
         strengths.check_size(side, table)
+        names = N.chosen(self.names, table)
         steps = classifier.pixels()
         conditions = [
             Condition(name, s, images, steps, partial(_corrupt, name, s, table, self.seed))
-            for name in self.names
+            for name in names
             for s in self.severities
         ]
         record = BenchmarkRecord(
@@ -111,7 +113,7 @@ class Corruptions:
             table=table,
             seed=self.seed,
             image_size=classifier.input_size[1:],
-            corruptions=tuple(self.names),
+            corruptions=names,
             severities=tuple(self.severities),
         )
         return [Condition('clean', 0, images, steps), *conditions], record
@@ -119,10 +121,11 @@ class Corruptions:
 
 @dataclass(frozen=True)
 class Published:
-    """A published set of corrupted images: ImageNet-C, Tiny-ImageNet-C, CIFAR-10-C or CIFAR-100-C.
+    """A published set of corrupted images: ImageNet-C, Tiny-ImageNet-C, CIFAR-10-C, CIFAR-100-C, or of C-bar.
 
     Attributes:
-        root: Its folder, with <corruption>/<severity>/<class>/ or <corruption>.npy and labels.npy.
+        root: Its folder, with <corruption>/<severity>/<class>/ (C-bar: <corruption>/<strength>/<class>/) or
+            <corruption>.npy and labels.npy.
         names: As of `Corruptions`.
         severities: Some of 1 to 5.
         crop_pct: Of its images, which are cropped already.
@@ -145,13 +148,10 @@ class Published:
 
     def lay_out(self, images: Images | None, classifier: Classifier) -> tuple[list[Condition], BenchmarkRecord]:
         """As `Conditions.lay_out`."""
-        steps = classifier.pixels(self.crop_pct)
-        conditions = [
-            Condition(name, s, of, steps)
-            for (name, s), of in published_images(
-                Path(self.root), self.names, self.severities, classifier, self.class_map
-            ).items()
-        ]
+        steps, root = classifier.pixels(self.crop_pct), Path(self.root)
+        names = N.chosen(self.names, table_of(root))
+        found = published_images(root, names, self.severities, classifier, self.class_map)
+        conditions = [Condition(name, s, of, steps) for (name, s), of in found.items()]
         corrupted = conditions[0].images
         check_classes(corrupted, classifier, self.root, {})
         if images is not None:
@@ -163,7 +163,7 @@ class Published:
             'official',
             name=folder_name(self.root),
             crop_pct=self.crop_pct,
-            corruptions=tuple(self.names),
+            corruptions=names,
             severities=tuple(self.severities),
         )
         return conditions, record
@@ -241,10 +241,32 @@ def common(table: str | None = None, severities: Sequence[int] = N.SEVERITIES, s
         UserError: A value is none of these.
 
     Example:
-        >>> len(common('imagenet-c', severities=(3, 5)).names)
-        15
+        >>> common('imagenet-c', severities=(3, 5)).severities
+        (3, 5)
     """
     return Corruptions(severities=severities, table=table, seed=seed)
+
+
+def bar(table: str | None = None, severities: Sequence[int] = N.SEVERITIES, seed: int = SEED) -> Corruptions:
+    """The 10 corruptions of C-bar (Mintun, Kirillov & Xie), chosen to be unlike the common ones, at five severities.
+
+    Source: "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness", NeurIPS 2021,
+    https://arxiv.org/abs/2102.11273. Those of ImageNet-C-bar and of CIFAR-10-C-bar differ: five are in both.
+
+    Args:
+        table: Strengths: 'imagenet-c' for ImageNet-C-bar, 'cifar-c' for CIFAR-10-C-bar, and 'tiny-imagenet-c' for the
+            latter on images of 64 pixels; None chooses by the image size.
+        severities: Some of 1 to 5.
+        seed: Of what is drawn.
+
+    Raises:
+        UserError: A value is none of these.
+
+    Example:
+        >>> bar('cifar-c', severities=(3, 5)).names
+        ('bar',)
+    """
+    return Corruptions(('bar',), severities, table, seed)
 
 
 def _check_degrades(config: MollyConfig) -> None:
@@ -261,9 +283,10 @@ def check_seed(seed: int) -> None:
 
 
 def _keep_choices(conditions: Corruptions | Published) -> None:
-    """Check names and severities, and keep them in their order."""
-    names = (conditions.names,) if isinstance(conditions.names, str) else conditions.names
-    object.__setattr__(conditions, 'names', N.chosen(names))
+    """Check names and severities, and keep the latter in their order."""
+    names = (conditions.names,) if isinstance(conditions.names, str) else tuple(conditions.names)
+    N.chosen(names, getattr(conditions, 'table', None))
+    object.__setattr__(conditions, 'names', names)
     severities = conditions.severities
     if not severities or not all(type(s) is int and s in N.SEVERITIES for s in severities):
         raise UserError(f'severities must be some of 1 to 5, got {severities}')

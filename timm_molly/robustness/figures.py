@@ -12,7 +12,7 @@ import numpy as np
 from timm_molly.errors import needs
 from timm_molly.preview import save_figure
 from timm_molly.robustness import render
-from timm_molly.robustness.corruptions.names import GROUPS, HELD_OUT
+from timm_molly.robustness.corruptions.names import BAR, GROUPS, HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from timm_molly.robustness.fit import Power
     from timm_molly.robustness.report import Cell, Metrics, Report
 
-COLOURS = {'noise': '#c2452d', 'blur': '#2f6db3', 'weather': '#3c8d5a', 'digital': '#8757a6', 'held out': '#8a8a8a'}
+COLOURS = {
+    'noise': '#c2452d',
+    'blur': '#2f6db3',
+    'weather': '#3c8d5a',
+    'digital': '#8757a6',
+    'held out': '#8a8a8a',
+    'C-bar': '#c08a1e',
+}
 NAMES = ('error-by-severity', 'reliability', 'heat-map', 'confidence')  # of the pictures of a report
 REPORTS = ('#8a8a8a', '#c2452d', '#2f6db3', '#3c8d5a', '#8757a6', '#c08a1e')
 PANELS = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
@@ -137,7 +144,7 @@ def _error_by_severity(report: Report) -> Figure:
     ax = figure.subplots()
     clean = report.at('clean')
     at = [*clean, *report.benchmark.severities]
-    for group, members in {**GROUPS, 'held out': HELD_OUT}.items():
+    for group, members in {**GROUPS, 'held out': HELD_OUT, 'C-bar': BAR}.items():
         of = [report.at(name) for name in members if name in report.names]
         if of:
             errors = [100 * float(np.mean([cells[s].error for cells in of])) for s in report.benchmark.severities]
@@ -226,12 +233,13 @@ def _compared_by_t(reports: Sequence[Report], names: Sequence[str]) -> Figure:
 def _compared_by_group(reports: Sequence[Report], names: Sequence[str]) -> Figure:
     held_out = [name for name in HELD_OUT if name in reports[0].names]
     groups = [*reports[0].groups]
-    columns = ['clean'] * bool(reports[0].at('clean')) + groups + ['mean'] * bool(groups) + held_out
+    bar = ['C-bar'] * any(name in BAR for name in reports[0].names)
+    columns = ['clean'] * bool(reports[0].at('clean')) + groups + ['mean'] * bool(groups) + held_out + bar
     figure = blank(11, 3.4)
     for ax, (metric, heading) in zip(panels(figure, 1, len(PANELS))[0], PANELS.items(), strict=True):
         width = 0.8 / len(reports)
         for i, (report, name, colour) in enumerate(zip(reports, names, REPORTS, strict=False)):
-            of: dict[str, Metrics] = {**report.corruptions, **report.groups, 'mean': report.mean}
+            of: dict[str, Metrics] = {**report.corruptions, **report.groups, 'mean': report.mean, 'C-bar': report.bar}
             if ('clean', 0) in report:
                 of['clean'] = report.clean
             at = np.arange(len(columns)) + (i - (len(reports) - 1) / 2) * width

@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from timm_molly.robustness.corruptions.names import COMMON, GROUPS, HELD_OUT
+from timm_molly.robustness.corruptions.names import BAR, COMMON, GROUPS, HELD_OUT
 from timm_molly.tables import Row, aligned, markdown_table, number
 
 if TYPE_CHECKING:
-    from timm_molly.robustness.report import Cell, Metrics, Report
+    from timm_molly.robustness.report import BenchmarkRecord, Cell, Metrics, Report
 
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 LETTER = ('error', 'nll', 'ece', 'confidence')  # of a table that has to be narrow
@@ -64,10 +64,17 @@ def subject(report: Report) -> str:
     images = f'{data.images} images' + (f' of {data.dataset}' if data.dataset else '')
     how = {
         'mollification': 'noised and blurred as in training',
-        'on the fly': f'corrupted as {benchmark.table}',
+        'on the fly': f'corrupted as {_sets(benchmark)}',
         'official': f'corrupted: {benchmark.name}',
     }[benchmark.kind]
     return f'{images}, {how}'
+
+
+def _sets(benchmark: BenchmarkRecord) -> str:
+    """The published sets whose corruptions and strengths are used."""
+    bar = {*BAR} & {*benchmark.corruptions}
+    names = [benchmark.table or ''] * bool({*benchmark.corruptions} - bar)
+    return ' and '.join(names + ['imagenet-c-bar' if benchmark.table == 'imagenet-c' else 'cifar-10-c-bar'] * bool(bar))
 
 
 def notes(report: Report) -> list[str]:
@@ -102,10 +109,15 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
         if group in report.groups:
             yield f'mean of {group}', report.groups[group]
     if any(name in COMMON for name in report.corruptions):
-        yield 'mean of all', report.mean
+        yield 'mean of common', report.mean
     for name in HELD_OUT:
         if name in report.corruptions:
             yield f'{name} (held out)', report.corruptions[name]
+    bar = [name for name in BAR if name in report.corruptions]
+    for name in bar:
+        yield name, report.corruptions[name]
+    if bar:
+        yield 'mean of C-bar', report.bar
 
 
 def _table(report: Report) -> list[Row]:

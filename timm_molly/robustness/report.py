@@ -20,7 +20,7 @@ from timm_molly.errors import UserError
 from timm_molly.files import make_folder, read_json, write_json, write_text
 from timm_molly.plain import from_plain, short
 from timm_molly.robustness import render
-from timm_molly.robustness.corruptions.names import COMMON, GROUPS, HELD_OUT, SEVERITIES
+from timm_molly.robustness.corruptions.names import ALL, BAR, COMMON, GROUPS, SEVERITIES
 from timm_molly.robustness.mce import mean_corruption_error, relative_mean_corruption_error
 
 SCHEMA = 'timm-molly/robustness'
@@ -329,6 +329,11 @@ class Report:
         """Mean over the common corruptions that were measured; NaN where none was."""
         return Metrics.mean(self.corruptions[name] for name in COMMON if name in self.corruptions)
 
+    @cached_property
+    def bar(self) -> Metrics:
+        """Mean over the corruptions of C-bar that were measured, which go into no other mean; NaN where none was."""
+        return Metrics.mean(self.corruptions[name] for name in BAR if name in self.corruptions)
+
     @property
     def has_mce(self) -> bool:
         """Whether mCE has a meaning: all severities with the strengths of ImageNet-C, and ImageNet's 1000 classes."""
@@ -392,6 +397,7 @@ class Report:
             'corruptions': {name: metrics.figures() for name, metrics in self.corruptions.items()},
             'groups': {name: metrics.figures() for name, metrics in self.groups.items()},
             'mean': self.mean.figures(),
+            **({'bar': self.bar.figures()} if {*BAR} & self.corruptions.keys() else {}),
         }
         mce = {'mCE': self.mce, 'relative_mCE': self.relative_mce} if self.has_mce else {}
         return {**values, 'summary': {**summary, **mce}}
@@ -468,7 +474,7 @@ class Report:
             names = [name for name in ('noise', 'blur') if name[0] in (self.benchmark.roles or '')]
             wanted = {(name, t) for name in names for t in {level for _, level in found}}
         else:
-            unknown = {*self.benchmark.corruptions} - {*COMMON, *HELD_OUT}
+            unknown = {*self.benchmark.corruptions} - {*ALL}
             if unknown or not {*self.benchmark.severities} <= {*SEVERITIES}:
                 raise UserError(f'no such corruptions or severities: {short(self.benchmark.to_dict())}')
             wanted = {(name, float(s)) for name in self.benchmark.corruptions for s in self.benchmark.severities}

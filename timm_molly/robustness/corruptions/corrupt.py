@@ -12,8 +12,8 @@ from PIL import Image
 
 from timm_molly.errors import UserError
 from timm_molly.plain import short
-from timm_molly.robustness.corruptions.names import CHOICES, SEVERITIES
-from timm_molly.robustness.corruptions.strengths import TABLES, table_for
+from timm_molly.robustness.corruptions.names import ALL, SEVERITIES
+from timm_molly.robustness.corruptions.strengths import strengths_of, table_for
 from timm_molly.robustness.corruptions.transforms import corrupt_pixels
 
 Picture = TypeVar('Picture', Image.Image, NDArray[np.uint8])
@@ -27,7 +27,7 @@ class Corrupt:
     pixels and the seed, or from its place in a data set, as in `evaluate`, where `index` says it.
 
     Attributes:
-        name: One of the 15 common corruptions or of the 4 held out.
+        name: One of the 15 common corruptions, of the 4 held out, or of the table's 10 of C-bar.
         severity: 1 to 5.
         table: Strengths: 'imagenet-c', 'tiny-imagenet-c' or 'cifar-c'; None chooses by an image's shorter side.
         seed: 0 or more.
@@ -47,12 +47,12 @@ class Corrupt:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in CHOICES['all']:
-            raise UserError(f'no corruption {short(self.name)}; there are {", ".join(CHOICES["all"])}')
+        if self.name not in ALL:
+            raise UserError(f'no corruption {short(self.name)}; there are {", ".join(ALL)}')
         if type(self.severity) is not int or self.severity not in SEVERITIES:
             raise UserError(f'severity must be 1 to 5, got {self.severity!r}')
-        if self.table is not None and self.table not in TABLES:
-            raise UserError(f'table must be one of {", ".join(TABLES)}, got {self.table!r}')
+        if self.table is not None:
+            strengths_of(self.table, self.name)
         if type(self.seed) is not int or self.seed < 0:
             raise UserError(f'seed must be 0 or more, got {self.seed!r}')
 

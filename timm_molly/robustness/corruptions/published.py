@@ -1,4 +1,7 @@
-"""Published sets of corrupted images: folders <corruption>/<severity>/<class>/, or <corruption>.npy with labels.npy."""
+"""Published sets of corrupted images: folders <corruption>/<severity>/<class>/, or <corruption>.npy with labels.npy.
+
+ImageNet-C-bar has folders <corruption>/<strength>/<class>/, with the strength of its table: perlin_noise/4.60.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from numpy.typing import NDArray
 
 from timm_molly.classifier import Classifier
 from timm_molly.errors import UserError
+from timm_molly.robustness.corruptions.names import BAR
+from timm_molly.robustness.corruptions.strengths import TABLES
 from timm_molly.robustness.images import ArrayImages, FolderImages, Images, open_array, open_dataset
 from timm_molly.weights import some
 
@@ -31,9 +36,14 @@ def published_images(
     Raises:
         UserError: A file or folder is missing (which), or its shape, type or labels are wrong.
     """
-    if any(root.glob('*.npy')):
+    if table_of(root) == 'cifar-c':
         return _of_arrays(root, names, severities, classifier)
     return _of_folders(root, names, severities, classifier.img_mode, class_map)
+
+
+def table_of(root: Path) -> str:
+    """The table whose set of C-bar this can be: arrays are CIFAR's, folders ImageNet's."""
+    return 'cifar-c' if any(root.glob('*.npy')) else 'imagenet-c'
 
 
 def _of_arrays(
@@ -74,7 +84,7 @@ def _labels(labels: NDArray[Any], path: Path, num_classes: int) -> NDArray[Any]:
 def _of_folders(
     root: Path, names: Sequence[str], severities: Sequence[int], img_mode: str, class_map: str
 ) -> dict[tuple[str, int], Images]:
-    folders = {(name, s): root / name / str(s) for name in names for s in severities}
+    folders = {(name, s): root / name / _severity(name, s) for name in names for s in severities}
     missing = [os.path.relpath(path, root) for path in folders.values() if not path.is_dir()]
     if len(missing) == len(folders):
         raise UserError(f'{root} has neither folders such as {missing[0]} nor arrays such as {names[0]}.npy')
@@ -93,3 +103,8 @@ def _of_folders(
             raise UserError(f'{root}: the files of {first} and {name} {s} differ in {some(different)}')
         images[name, s] = FolderImages(path, files, labels, classes, img_mode, bool(class_map))
     return images
+
+
+def _severity(name: str, severity: int) -> str:
+    """The folder of a severity."""
+    return f'{TABLES["imagenet-c"][name][severity - 1][0]:.2f}' if name in BAR else str(severity)

@@ -1,4 +1,4 @@
-"""The strengths of the three published sets of common corruptions, by image size.
+"""The strengths of the published sets of common corruptions and of C-bar, by image size.
 
 ImageNet-C has images of 224 pixels, Tiny-ImageNet-C of 64, and CIFAR-10-C and CIFAR-100-C of 32.
 """
@@ -129,10 +129,54 @@ TABLES: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {
     },
 }
 
+# Those of C-bar, from 0 to 10; the published folders are named after them.
+_C_BAR: dict[str, dict[str, tuple[float, ...]]] = {
+    'imagenet-c': {
+        'blue_noise_sample': (0.8, 1.6, 2.4, 4.0, 5.6),
+        'brownish_noise': (1.0, 2.0, 3.0, 4.0, 5.0),
+        'checkerboard_cutout': (2.0, 3.0, 4.0, 5.0, 6.0),
+        'inverse_sparkles': (1.0, 2.0, 4.0, 9.0, 10.0),
+        'sparkles': (1.0, 2.0, 3.0, 5.0, 6.0),
+        'caustic_refraction': (2.35, 3.2, 4.9, 6.6, 9.15),
+        'cocentric_sine_waves': (3.0, 5.0, 8.0, 9.0, 10.0),
+        'perlin_noise': (4.6, 5.2, 5.8, 7.6, 8.8),
+        'plasma_noise': (4.75, 7.0, 8.5, 9.25, 10.0),
+        'single_frequency_greyscale': (1.0, 1.5, 2.0, 4.5, 5.0),
+    },
+    'cifar-c': {
+        'blue_noise_sample': (0.7, 1.4, 2.1, 3.5, 4.2),
+        'brownish_noise': (2.5, 4.0, 5.5, 6.5, 7.0),
+        'checkerboard_cutout': (1.0, 2.0, 3.0, 4.0, 5.0),
+        'inverse_sparkles': (1.0, 1.5, 2.5, 4.5, 5.0),
+        'sparkles': (0.7, 3.5, 5.6, 6.3, 7.0),
+        'circular_motion_blur': (2.8, 3.6, 4.4, 5.2, 6.0),
+        'lines': (0.5, 1.0, 1.5, 2.0, 2.5),
+        'pinch_and_twirl': (5.5, 6.0, 6.5, 8.5, 10.0),
+        'ripple': (5.5, 6.0, 6.5, 7.5, 8.0),
+        'transverse_chromatic_abberation': (1.0, 2.0, 5.0, 9.0, 10.0),
+    },
+}
+_C_BAR['tiny-imagenet-c'] = _C_BAR['cifar-c']
+for _table, _of in TABLES.items():
+    _of |= {name: tuple((each,) for each in row) for name, row in _C_BAR[_table].items()}
+
 
 def table_for(side: int) -> str:
     """Name the table made for images nearest to a side in pixels."""
     return 'cifar-c' if side < 48 else 'tiny-imagenet-c' if side < 128 else 'imagenet-c'
+
+
+def strengths_of(table: str, corruption: str) -> tuple[tuple[float, ...], ...]:
+    """The arguments of a corruption, a tuple a severity.
+
+    Raises:
+        UserError: There is no such table, or it has none of this corruption.
+    """
+    if table not in TABLES:
+        raise UserError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
+    if corruption not in TABLES[table]:
+        raise UserError(f'{table} has no strengths of {corruption!r}; it has {", ".join(TABLES[table])}')
+    return TABLES[table][corruption]
 
 
 def min_side(table: str) -> int:

@@ -1,5 +1,7 @@
 """The corruptions: the 15 common ones of Hendrycks & Dietterich (2019, arXiv 1903.12261) and the 4 held out.
 
+Those of C-bar are in `bar`.
+
 The package `imagecorruptions` has those of ImageNet-C alone, so what depends on the strength is written here; what does
 not (frost pictures, fog's fractal, the defocus disk, motion blur, the shuffle of glass blur) is taken from there.
 """
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from timm_molly.errors import UserError, needs
-from timm_molly.robustness.corruptions.names import COMMON, HELD_OUT, SEVERITIES
-from timm_molly.robustness.corruptions.strengths import TABLES, check_size
+from timm_molly.robustness.corruptions.names import BAR, COMMON, HELD_OUT, SEVERITIES
+from timm_molly.robustness.corruptions.strengths import check_size, strengths_of
 
 try:
     import cv2
     from imagecorruptions import corruptions as published
     from scipy.ndimage import gaussian_filter
+
+    from timm_molly.robustness.corruptions import bar
 except ImportError as error:
     raise needs('corrupting images', 'robustness', error) from None
 
@@ -43,7 +47,7 @@ def corrupt_pixels(
 
     Args:
         pixels: (H, W, 3) or (H, W, 1), uint8. Grey ones are corrupted as colour and made grey again.
-        corruption: One of `COMMON` or `HELD_OUT`.
+        corruption: One of `COMMON`, `HELD_OUT` or the table's set of C-bar.
         severity: 1 to 5.
         table: 'imagenet-c', 'tiny-imagenet-c' or 'cifar-c'.
         index: Place of the image in its data set, 0 or more. With `seed`, 0 or more, the corruption and the severity it
@@ -56,10 +60,7 @@ def corrupt_pixels(
     Raises:
         UserError: An unknown name, a number out of range, or a side smaller than `min_side(table)`.
     """
-    if table not in TABLES:
-        raise UserError(f'the table must be one of {", ".join(TABLES)}, got {table!r}')
-    if corruption not in TABLES[table]:
-        raise UserError(f'the corruption must be one of {", ".join(TABLES[table])}, got {corruption!r}')
+    strengths = strengths_of(table, corruption)
     if severity not in SEVERITIES:
         raise UserError(f'the severity must be 1 to 5, got {severity!r}')
     if index < 0 or seed < 0:
@@ -71,7 +72,7 @@ def corrupt_pixels(
         return np.asarray(image.convert('L'))[..., None]
     rng = np.random.default_rng((seed, index, severity, zlib.crc32(corruption.encode())))
     x: Pixels = pixels / 255.0
-    x = _FUNCTIONS[corruption](x, rng, *TABLES[table][corruption][severity - 1])
+    x = _FUNCTIONS[corruption](x, rng, *strengths[severity - 1])
     # The published sets cut grey levels down rather than rounding them.
     return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
@@ -235,6 +236,7 @@ def spatter(
 
 
 _FUNCTIONS: dict[str, Any] = {name: globals()[name] for name in (*COMMON, *HELD_OUT)}
+_FUNCTIONS |= {name: getattr(bar, name) for name in BAR}
 
 
 def _gaussian(x: Pixels, sigma: float, truncate: float = 4, border: int = cv2.BORDER_REPLICATE) -> Pixels:
