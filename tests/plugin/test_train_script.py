@@ -102,7 +102,8 @@ def test_index_targets_reach_the_loss_coupled(name, train, teacher):
     expected_steps = 6 * (2 if '--epochs 2' in options else 1)
     assert len(calls) == len(batches) == expected_steps
     for call in calls:
-        assert call['value'] == pytest.approx(call['expected'], rel=5e-3 if half else 1e-5, abs=1e-6)
+        # A loss in bfloat16 is rounded to one of 256 steps in an octave; torch 2.5 is one of them off.
+        assert call['value'] == pytest.approx(call['expected'], rel=2**-7 if half else 1e-5, abs=1e-6)
     # The hard labels would have given something else, by more than the tolerance above.
     assert max(abs(call['hard'] - call['expected']) / call['expected'] for call in calls) > (1e-2 if half else 1e-3)
     k = 2 if 'settings' in name else 1
