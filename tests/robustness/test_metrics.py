@@ -41,7 +41,7 @@ def test_the_metrics_are_their_definitions_however_batched(seed, n, k, scale, ba
     logits, target = draw(seed, n, k, scale)
     found = result(logits, target, batch)
     for name, value in independent(logits, target.numpy()).items():
-        assert found[name] == pytest.approx(value, abs=1e-9)
+        assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True)
     assert found.images == n
     assert sum(found.bins.images) == n
 
@@ -69,6 +69,32 @@ def test_logits_that_are_not_finite_leave_no_metric(bad):
     assert found.bins is None
     assert all(math.isnan(found[name]) for name in METRICS)
     assert set(found.figures().values()) == {None}
+
+
+def test_ranking_is_0_for_the_best_order_and_does_not_see_the_values():
+    target = torch.zeros(40, dtype=torch.int64)
+    target[30:] = 1
+    logits = torch.stack([torch.linspace(4, 1, 40), torch.zeros(40)], 1)
+    best = result(logits, target, 40)
+    assert best.e_aurc == pytest.approx(0, abs=1e-12)
+    scaled = result(logits * 3, target, 40)
+    assert (scaled.aurc, scaled.e_aurc) == (best.aurc, best.e_aurc)
+    assert scaled.ece != pytest.approx(best.ece, abs=0.01)
+    same = result(torch.tensor([[1.0, 0.0]]).expand(40, 2), target, 40)
+    assert same.aurc == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize('n', [2, 15, 100, 4001])
+def test_ranking_and_adaptive_ece_are_those_of_torch_uncertainty(n):
+    classification = pytest.importorskip('torch_uncertainty.metrics.classification')
+    logits, target = draw(n, n, 7, 2.0)
+    found, p = result(logits.double(), target, 64), logits.double().softmax(1)
+    aurc, adaptive = classification.AURC(), classification.AdaptiveCalibrationError('multiclass', 15, num_classes=7)
+    for metric in (aurc, adaptive):
+        metric.update(p, target)
+    assert found.aurc == pytest.approx(aurc.compute().item(), abs=1e-6)
+    if n >= 15:  # fewer images than bins are not a number there
+        assert found.adaptive_ece == pytest.approx(adaptive.compute().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])

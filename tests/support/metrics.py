@@ -15,6 +15,16 @@ def independent(logits, target):
         inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
         if inside.any():
             ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    order = np.argsort(confidence, kind='stable')
+    bins = np.array_split(order, 15)
+    adaptive = sum(abs(correct[b].sum() - confidence[b].sum()) for b in bins if len(b)) / len(p)
+
+    def area(errors):
+        risk = np.cumsum(errors) / np.arange(1, len(errors) + 1)
+        return ((risk[1:] + risk[:-1]) / 2).mean()
+
+    wrong = np.array([1 - correct[confidence == c].mean() for c in confidence])  # the mean over orders of equal ones
+    aurc, best = (area(wrong[order[::-1]]), area(np.sort(~correct))) if len(p) > 1 else (np.nan, np.nan)
     log_p = z - z.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     return {
@@ -23,4 +33,7 @@ def independent(logits, target):
         'brier': ((p - np.eye(p.shape[1])[target]) ** 2).sum(1).mean(),
         'ece': ece,
         'confidence': confidence.mean(),
+        'adaptive_ece': adaptive,
+        'aurc': aurc,
+        'e_aurc': aurc - best,
     }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from timm_molly.robustness.report import BenchmarkRecord, Cell, Metrics, Report
 
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
+HEADINGS |= {'adaptive_ece': 'adaptive ECE', 'aurc': 'AURC', 'e_aurc': 'E-AURC'}
 LETTER = ('error', 'nll', 'ece', 'confidence')  # of a table that has to be narrow
 
 
@@ -48,8 +49,8 @@ def csv(report: Report) -> str:
     writer = csv_writer.writer(file, lineterminator='\n')
     writer.writerow(['name', 't' if report.benchmark.mollified else 'severity', 'images', *HEADINGS])
     for (name, level), cell in report.cells.items():
-        figures = cell.figures().values()
-        writer.writerow([name, f'{level:g}', cell.images, *('' if v is None else repr(v) for v in figures)])
+        figures = (cell[metric] for metric in HEADINGS)
+        writer.writerow([name, f'{level:g}', cell.images, *('' if v != v else repr(v) for v in figures)])
     return file.getvalue()
 
 
@@ -125,11 +126,14 @@ def _table(report: Report) -> list[Row]:
         return _mollification_table(report)
     severities = report.benchmark.severities
     heads = [f'{"error % " if s == severities[0] else ""}at {s}' for s in severities]
-    rows: list[Row] = [['', *heads, *HEADINGS.values()]]
-    for name, metrics in summary_rows(report):
+    lines = dict(summary_rows(report))
+    # Reports of before they were measured lack some.
+    shown = [m for m in HEADINGS if m in LETTER or any(metrics[m] == metrics[m] for metrics in lines.values())]
+    rows: list[Row] = [['', *heads, *(HEADINGS[metric] for metric in shown)]]
+    for name, metrics in lines.items():
         cells = report.at(name.removesuffix(' (held out)'))
         errors = [number('error', cells[s].error) if s in cells else '' for s in severities]
-        rows.append([name, *errors, *(number(metric, metrics[metric]) for metric in HEADINGS)])
+        rows.append([name, *errors, *(number(metric, metrics[metric]) for metric in shown)])
     return rows
 
 

@@ -35,7 +35,7 @@ Place = tuple[str, float]
 CLEAN: Place = ('clean', 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """Figures of a classifier; NaN where the logits of an image were not finite.
 
@@ -45,6 +45,11 @@ class Metrics:
         brier: Mean of sum_k (p_k - [k is the label])**2, in [0, 2].
         ece: Expected calibration error of 15 equal-width bins, in [0, 1].
         confidence: Mean of the largest probability, in [0, 1].
+        adaptive_ece: As ece, of 15 bins of as many images each.
+        aurc: Area under the risk-coverage curve, in [0, 1].
+        e_aurc: By how much it exceeds that of the best ranking.
+
+    The last three are NaN in reports of before they were measured.
     """
 
     error: float
@@ -52,6 +57,9 @@ class Metrics:
     brier: float
     ece: float
     confidence: float
+    adaptive_ece: float = math.nan
+    aurc: float = math.nan
+    e_aurc: float = math.nan
 
     @classmethod
     def mean(cls, of: Iterable[Metrics]) -> Metrics:
@@ -66,12 +74,14 @@ class Metrics:
         return float(getattr(self, metric))
 
     def figures(self) -> dict[str, float | None]:
-        """The figures for JSON, None for NaN."""
-        return {name: None if math.isnan(self[name]) else self[name] for name in METRICS}
+        """The figures for JSON, None for NaN; of those that not every report has, the ones that are known."""
+        known = {name: None if math.isnan(self[name]) else self[name] for name in METRICS}
+        return {name: value for name, value in known.items() if value is not None or name not in RANKING}
 
 
 METRICS = tuple(field.name for field in fields(Metrics))
-LIMITS = {'error': 1.0, 'nll': math.inf, 'brier': 2.0, 'ece': 1.0, 'confidence': 1.0}
+RANKING = ('adaptive_ece', 'aurc', 'e_aurc')
+LIMITS = {**dict.fromkeys(METRICS, 1.0), 'nll': math.inf, 'brier': 2.0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Bins:
     confidence: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell(Metrics):
     """What was measured of one corruption at one severity, or of one degradation at one t.
 
@@ -134,7 +144,7 @@ class Cell(Metrics):
             )
         for name, limit in LIMITS.items():
             # Sums of floats may end a little beyond.
-            if not -1e-9 <= cell[name] <= limit + 1e-9:
+            if not -1e-9 <= cell[name] <= limit + 1e-9 and not (name in RANKING and math.isnan(cell[name])):
                 raise UserError(f'{where}: {name} must be from 0 to {limit:g}, got {cell[name]}')
         for row in (cell.bins.images, cell.bins.correct, cell.bins.confidence):
             if len(row) != BIN_COUNT or min(row) < 0:
