@@ -69,6 +69,9 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help='names, or common, held-out, all (both), noise, blur, weather, digital, bar (C-bar) (default: common)',
     )
     parser.add_argument('--severities', metavar='N', nargs='+', type=int, choices=range(1, 6), default=range(1, 6))
+    parser.add_argument(
+        '--calibrate', metavar='SPLIT', help='held-out images to fit a temperature on: NLL and ECE after it, too'
+    )
     parser.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')
 
 

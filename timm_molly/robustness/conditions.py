@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -229,6 +230,19 @@ class Mollification:
         return conditions, record
 
 
+def held_out(images: Images, classifier: Classifier, seed: int) -> tuple[list[Condition], MollyConfig]:
+    """List the conditions that temperatures are fitted under: clean images, and the same as training saw them.
+
+    Args:
+        images: Held-out images.
+        classifier: The aa string of its training is the law of noise and blur; molly's own where that is not known.
+        seed: Of what is drawn.
+    """
+    config, steps = classifier.molly or MollyConfig(), classifier.pixels()
+    trained = Condition('trained', 0, images, steps, degrade=partial(_as_trained, config, seed))
+    return [Condition('clean', 0, images, steps), trained], config
+
+
 def common(table: str | None = None, severities: Sequence[int] = N.SEVERITIES, seed: int = SEED) -> Corruptions:
     """The 15 common corruptions of Hendrycks & Dietterich, at five severities: what `evaluate` measures by default.
 
@@ -304,6 +318,19 @@ def _noise(t: float, seed: int, x: Tensor, indices: range) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 2**32 + index)
         draws.append(torch.randn(x.shape[1:], generator=generator))
     return noise(x, torch.full((len(x),), t, device=x.device), torch.stack(draws).to(x.device))
+
+
+def _as_trained(config: MollyConfig, seed: int, x: Tensor, indices: range) -> Tensor:
+    """Degrade each image by a role and a t that its place in the data set decides."""
+    x = x.clone()
+    for row, index in enumerate(indices):
+        role = config.roles[index % len(config.roles)]
+        t = np.random.default_rng((seed, index)).beta(config.alpha, config.beta)
+        if role in 'ne':
+            x[row : row + 1] = _noise(t if role == 'n' else 1.0, seed, x[row : row + 1], range(index, index + 1))
+        elif role == 'b':
+            x[row : row + 1] = _blur(t, config.min_scale, x[row : row + 1], indices)
+    return x
 
 
 def _blur(t: float, min_scale: float, x: Tensor, indices: range) -> Tensor:

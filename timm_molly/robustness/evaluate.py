@@ -6,21 +6,20 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 import tqdm
-from torch import nn
+from torch import Tensor, nn
 
 from timm_molly.classifier import Classifier, evaluating
 from timm_molly.errors import UserError
-from timm_molly.files import make_folder, read_json, write_json
-from timm_molly.robustness.conditions import Condition, Conditions, common
+from timm_molly.robustness.cache import Store
+from timm_molly.robustness.conditions import SEED, Condition, Conditions, common, held_out
 from timm_molly.robustness.corruptions import transforms
-from timm_molly.robustness.images import Dataset, Images, images_of, same_labels
+from timm_molly.robustness.images import Dataset, Images, check_apart, images_of, same_labels
 from timm_molly.robustness.loading import Loader
 from timm_molly.robustness.metrics import Calibration
 from timm_molly.robustness.report import (
@@ -30,13 +29,13 @@ from timm_molly.robustness.report import (
     ModelRecord,
     Place,
     Report,
-    differences,
+    Scaled,
+    Temperatures,
     packages,
     plain,
 )
+from timm_molly.robustness.temperature import fit_temperature
 from timm_molly.weights import one_line
-
-SETTINGS = 'settings.json'
 
 
 class How(TypedDict, total=False):
@@ -46,6 +45,7 @@ class How(TypedDict, total=False):
     workers: int
     device: torch.device | str | None
     amp: torch.dtype | None
+    calibrate: Dataset | Images | None
     cache: str | Path | None
     progress: bool
     command: str
@@ -74,6 +74,7 @@ def evaluate(
     workers: int = 4,
     device: torch.device | str | None = None,
     amp: torch.dtype | None = None,
+    calibrate: Dataset | Images | None = None,
     cache: str | Path | None = None,
     progress: bool = True,
     command: str = '',
@@ -92,6 +93,8 @@ def evaluate(
         workers: Processes that read and corrupt images; 0 for this one.
         device: Where it runs; the model's own if None. The model is where it was afterwards.
         amp: dtype of mixed precision, torch.bfloat16 say; None for none.
+        calibrate: Held-out images, as `dataset`, on which two temperatures are fitted: what would NLL and ECE be with
+            them? One for the clean images, one for the same noised and blurred as in training (`report.scaled`).
         cache: Folder in which each cell is kept when it is finished: the same call goes on where one was interrupted.
         progress: Show a progress bar on stderr.
         command: Command line that the report names.
@@ -104,6 +107,7 @@ def evaluate(
         UserError: The model, the images or a number will not do, or the folder holds another measurement.
 
     Example:
+        >>> import numpy as np
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
         >>> classifier = Classifier(network, input_size=(3, 32, 32), mean=(0.5,), std=(0.5,))
         >>> pictures = [(np.full((32, 32, 3), 25 * i, np.uint8), i) for i in range(10)]
@@ -125,76 +129,18 @@ def evaluate(
         running = Running(classifier, batch_size, workers, amp)
         record = model_record(running)
         settings = {'model': plain(record), 'benchmark': plain_benchmark(benchmark), 'data': _place(images, conditions)}
+        kept = None if calibrate is None else _held_out(calibrate, images, classifier)
+        settings |= {'calibrate': kept.place()} if kept is not None else {}
         store = Store(cache, {**settings, 'packages': packages()}, classifier)
-        _fill(store, running, plan, progress)
+        temperatures = None if kept is None else _temperatures(store, running, kept, progress)
+        _fill(store, running, plan, progress, temperatures)
     cells = {condition.place: store.cells[condition.place] for condition in plan}
     first, *others = plan
     for condition in others:
         if cells[condition.place].labels != cells[first.place].labels:
             raise UserError(f'{first} and {condition} have different labels, so they are not the same images')
-    return Report(record, benchmark, data_record(classifier, images, plan, cells), cells, packages(), command)
-
-
-class Store:
-    """Finished cells, in a folder where there is one, so that an interrupted measurement goes on where it stopped.
-
-    Args:
-        folder: The folder, or None.
-        settings: Plain values that tell this measurement from others.
-        classifier: What is measured.
-
-    Raises:
-        UserError: The folder holds another measurement, or cannot be written.
-    """
-
-    def __init__(self, folder: str | Path | None, settings: dict[str, Any], classifier: Classifier) -> None:
-        self.cells: dict[Place, Cell] = {}
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            self._claim(self.folder, settings, probe(classifier))
-            make_folder(self.folder / 'cells')
-
-    def load(self, condition: Condition) -> bool:
-        """Tell whether a cell is there; a damaged one is not."""
-        if self.folder is None:
-            return False
-        try:
-            path = self._path(condition)
-            self.cells[condition.place] = Cell.from_dict(read_json(path), path)
-        except UserError:
-            return False
-        return True
-
-    def keep(self, condition: Condition, cell: Cell) -> None:
-        """Keep a finished cell."""
-        self.cells[condition.place] = cell
-        if self.folder is not None:
-            write_json(self._path(condition), cell.to_dict())
-
-    def _path(self, condition: Condition) -> Path:
-        assert self.folder is not None
-        return self.folder / 'cells' / f'{condition}.json'.replace(' ', '-')
-
-    @staticmethod
-    def _claim(folder: Path, settings: dict[str, Any], answer: list[float]) -> None:
-        """Take a folder for a measurement, or go on with it if that has the same settings."""
-        path = make_folder(folder) / SETTINGS
-        if not path.is_file():
-            if (folder / 'cells').exists():
-                raise UserError(f'{folder} holds cells of a run but not its settings.json: choose another --output')
-            write_json(path, {**settings, 'answer': answer})
-            return
-        try:
-            found = dict(read_json(path))
-            # A network of other code with the same weights; earlier versions did not note it.
-            before = np.asarray(found.pop('answer', answer), float)
-            size = max(map(abs, answer), default=0.0)  # devices differ in the last digits
-            same = before.shape == (len(answer),) and np.allclose(before, answer, rtol=0, atol=0.01 * size)
-            different = differences(found, settings) + ([] if same else ['model: its logits are others'])
-        except (UserError, TypeError, ValueError) as error:
-            raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
-        if different:
-            raise UserError(f'{folder} holds another run ({"; ".join(different)}): choose another --output')
+    data = data_record(classifier, images, plan, cells)
+    return Report(record, benchmark, data, cells, packages(), command, temperatures)
 
 
 def model_record(running: Running) -> ModelRecord:
@@ -235,14 +181,6 @@ def data_record(
     )
 
 
-@torch.inference_mode()
-def probe(classifier: Classifier) -> list[float]:
-    """Return a few logits for an image of noise, by which a network is known again."""
-    x = torch.randn(1, *classifier.input_size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
-    logits = classifier.model(x)[0, :8].double().nan_to_num()
-    return [float(f'{value:.4g}') for value in logits.tolist()]
-
-
 def plain_benchmark(record: BenchmarkRecord) -> dict[str, Any]:
     """The record as JSON has it."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in record.to_dict().items()}
@@ -278,42 +216,111 @@ def _place(images: Images | None, conditions: Conditions | None) -> dict[str, An
     }
 
 
-def _fill(store: Store, running: Running, plan: Sequence[Condition], progress: bool) -> None:
+def _held_out(dataset: Dataset | Images, measured: Images | None, classifier: Classifier) -> Images:
+    """Take held-out images, and check that they are not measured."""
+    images = images_of(dataset, classifier.img_mode)
+    if measured is not None:
+        check_apart(measured, images)
+    return images
+
+
+def _temperatures(store: Store, running: Running, images: Images, progress: bool) -> Temperatures:
+    """Fit temperatures on held-out images, or take those that the store has."""
+
+    def fit() -> Temperatures:
+        plan, config = held_out(images, running.classifier, SEED)
+        logits: dict[str, list[Tensor]] = {condition.name: [] for condition in plan}
+        labels = []
+        with _working(running, plan, plan, progress) as bar:
+            for condition, of, target in logits_of(running, plan, bar):
+                logits[condition.name].append(of.float().cpu())
+                if condition.name == 'clean':
+                    labels.append(target.cpu())
+        target = torch.cat(labels)
+        found = {name: fit_temperature(torch.cat(of), target) for name, of in logits.items()}
+        return Temperatures(**found, aa=str(config), split=images.split, images=len(target))
+
+    return store.temperatures(fit)
+
+
+def _fill(
+    store: Store, running: Running, plan: Sequence[Condition], progress: bool, temperatures: Temperatures | None
+) -> None:
     """Measure the cells that are not there yet, and show progress."""
     todo = [condition for condition in plan if not store.load(condition)]
-    if not todo:
-        return
+    if todo:
+        with _working(running, plan, todo, progress) as bar:
+            for condition, cell in measure(running, todo, bar, temperatures):
+                store.keep(condition, cell)
+
+
+@contextmanager
+def _working(
+    running: Running, plan: Sequence[Condition], todo: Sequence[Condition], progress: bool
+) -> Iterator[tqdm.tqdm[Any]]:
+    """Show what is done of a plan, leave the workers their cores, and say what to do where memory ends."""
     images = [0 if condition.images.streamed else len(condition.images) for condition in plan]
     missing = [0 if condition.images.streamed else len(condition.images) for condition in todo]
     total, initial = sum(images) or None, sum(images) - sum(missing)
     bar = tqdm.tqdm(total=total, initial=initial, unit='img', dynamic_ncols=True, mininterval=0.5, disable=not progress)
     with bar, _threads(running.workers), _said(running.workers):
         try:
-            for condition, cell in measure(running, todo, bar):
-                store.keep(condition, cell)
+            yield bar
         except (ConnectionError, EOFError):
             # The signal of a worker's death comes later than its broken pipe: let it come here.
             time.sleep(1 if running.workers else 0)
             raise
 
 
-@torch.inference_mode()
-def measure(running: Running, plan: Sequence[Condition], bar: Any) -> Iterator[tuple[Condition, Cell]]:
+class Counter:
+    """Counts the logits of one condition, as they are and after temperatures."""
+
+    def __init__(self, num_classes: int, temperatures: Temperatures | None) -> None:
+        self.metric, self.labels = Calibration(num_classes), hashlib.sha256()
+        by = {'clean': temperatures.clean, 'trained': temperatures.trained} if temperatures else {}
+        self.scaled = {name: (t, Calibration(num_classes)) for name, t in by.items()}
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        self.metric.update(logits, target)
+        for t, metric in self.scaled.values():
+            metric.update(logits.double() / t, target)
+        self.labels.update(target.cpu().numpy().tobytes())
+
+    def cell(self) -> Cell:
+        cell = self.metric.cell(self.labels.hexdigest())
+        if cell.not_finite:
+            return cell
+        after = {name: metric.compute() for name, (_, metric) in self.scaled.items()}
+        scaled = {name: Scaled(float(of['nll']), float(of['ece'])) for name, of in after.items()}
+        return replace(cell, scaled=scaled)
+
+
+def measure(
+    running: Running, plan: Sequence[Condition], bar: Any, temperatures: Temperatures | None = None
+) -> Iterator[tuple[Condition, Cell]]:
     """Yield each condition with its cell as it finishes."""
+    current: tuple[Condition, Counter] | None = None
+    for condition, logits, target in logits_of(running, plan, bar):
+        if current is None or current[0] is not condition:
+            if current is not None:
+                yield current[0], current[1].cell()
+            current = condition, Counter(running.classifier.num_classes, temperatures)
+        current[1].add(logits, target)
+    if current is None:
+        raise UserError('the data set has no images')
+    yield current[0], current[1].cell()
+
+
+@torch.inference_mode()
+def logits_of(running: Running, plan: Sequence[Condition], bar: Any) -> Iterator[tuple[Condition, Tensor, Tensor]]:
+    """Yield each condition with logits (B, K) and labels (B,), batch by batch."""
     classifier = running.classifier
     if running.workers and any(condition.name == 'glass_blur' and condition.corrupt for condition in plan):
         transforms.warm_up()
     loader = Loader(plan, running.batch_size, running.workers, classifier.data_config, running.device)
     amp = torch.autocast(running.device.type, running.amp) if running.amp else nullcontext()
-    current: Condition | None = None
-    metric, labels = Calibration(classifier.num_classes), hashlib.sha256()
     for condition, x, target in loader:
-        if condition is not current:
-            if current is not None:
-                yield current, metric.cell(labels.hexdigest())
-            current, labels = condition, hashlib.sha256()
-            metric.reset()
-            bar.set_description(str(condition))
+        bar.set_description(str(condition), refresh=False)
         for label in (int(target.min()), int(target.max())):
             if not 0 <= label < classifier.num_classes:
                 raise UserError(
@@ -321,12 +328,8 @@ def measure(running: Running, plan: Sequence[Condition], bar: Any) -> Iterator[t
                 )
         with amp:
             logits = classifier.model(x)
-        metric.update(logits, target)
-        labels.update(target.cpu().numpy().tobytes())
+        yield condition, logits, target
         bar.update(len(x))
-    if current is None:
-        raise UserError('the data set has no images')
-    yield current, metric.cell(labels.hexdigest())
 
 
 @contextmanager

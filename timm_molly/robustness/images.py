@@ -73,6 +73,18 @@ class Images:
         """What tells these images from others, for a measurement that is gone on with."""
         raise NotImplementedError
 
+    def files(self) -> set[str] | None:
+        """The files that they are in, where each is in one of its own."""
+        return None
+
+    def fingerprint(self) -> str:
+        """A sha256 of images that are spread over the data set, and of their labels."""
+        digest = hashlib.sha256()
+        for index in sorted({int(i) for i in np.linspace(0, len(self) - 1, SAMPLED)}):
+            image, label = self[index]
+            digest.update(f'{index} {label} {image.size}'.encode() + image.tobytes())
+        return digest.hexdigest()
+
 
 class DatasetImages(Images):
     """The images of a data set in Python, which may be any that can be indexed."""
@@ -114,12 +126,7 @@ class DatasetImages(Images):
         return eight_bits(image, self.img_mode), number
 
     def place(self) -> dict[str, Any]:
-        """A fingerprint of images that are spread over the data set."""
-        digest = hashlib.sha256()
-        for index in sorted({int(i) for i in np.linspace(0, len(self) - 1, SAMPLED)}):
-            image, label = self[index]
-            digest.update(f'{index} {label} {image.size}'.encode() + image.tobytes())
-        return {'dataset': self.name, 'images': len(self), 'sha256': digest.hexdigest()}
+        return {'dataset': self.name, 'images': len(self), 'sha256': self.fingerprint()}
 
 
 class TimmImages(Images):
@@ -169,6 +176,11 @@ class TimmImages(Images):
 
     def place(self) -> dict[str, Any]:
         return self.where
+
+    def files(self) -> set[str] | None:
+        if getattr(getattr(self.dataset, 'reader', None), 'samples', None) is None:
+            return None
+        return {os.path.realpath(name) for name in self.dataset.filenames(absolute=True)}
 
 
 class FolderImages(Images):
@@ -283,6 +295,26 @@ def check_classes(images: Images, classifier: Classifier, where: object, splits:
         name,
         some(sorted(labels)),
     )
+
+
+def check_apart(measured: Images, held_out: Images) -> None:
+    """Check that held-out images are not measured too, since a temperature fitted on them would flatter itself.
+
+    Raises:
+        UserError: They are, by their files, or by images that are spread over both data sets; or there are none.
+    """
+    if not held_out.streamed and not len(held_out):
+        raise UserError('there are no held-out images')
+    files = measured.files(), held_out.files()
+    if files[0] is not None and files[1] is not None:
+        both = files[0] & files[1]
+        if both:
+            raise UserError(f'held-out images are measured too: {some(sorted(both))}. Hold out others')
+    elif measured.streamed or held_out.streamed:
+        if measured.place() == held_out.place():
+            raise UserError('the held-out images are those that are measured. Hold out others')
+    elif measured.fingerprint() == held_out.fingerprint():
+        raise UserError('the held-out images are those that are measured. Hold out others')
 
 
 def folder_name(path: Path | str) -> str:

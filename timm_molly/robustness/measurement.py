@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Measurement:
         aa: The training's aa string; None for the one that the checkpoint says.
         crop_pct: Of the images of a published set, 1.0 if None.
         seed: Of what is drawn.
+        calibrate: timm's name of the split of held-out images that temperatures are fitted on; None for none.
         batch_size: Images a batch.
         workers: Processes that read images.
         device: '' for a GPU where there is one.
@@ -65,6 +66,7 @@ class Measurement:
     aa: str | None = None
     crop_pct: float | None = None
     seed: int = 42
+    calibrate: str | None = None
     batch_size: int = 256
     workers: int = 4
     device: str = ''
@@ -93,19 +95,24 @@ class Measurement:
             return Corruptions(self.corruptions, self.severities, self.table, self.seed)
         return Published(self.corrupted_dir, self.corruptions, self.severities, self.crop_pct or 1.0, self.class_map)
 
-    def images(self, classifier: Classifier) -> Images | None:
+    def images(self, classifier: Classifier, split: str | None = None) -> Images | None:
         """Open the clean images and check that their classes are the classifier's; None where none are named.
+
+        Args:
+            classifier: What takes them.
+            split: timm's name of another split than the measured one.
 
         Raises:
             UserError: They cannot be opened, or have other classes.
         """
         if not self.data_dir and not self.dataset:
             return None
+        split = split or self.split
         images = open_dataset(
             classifier.img_mode,
             name=self.dataset,
             root=self.data_dir,
-            split=self.split,
+            split=split,
             download=self.dataset_download,
             class_map=self.class_map,
             input_key=self.input_key,
@@ -121,7 +128,7 @@ class Measurement:
         if self.dataset or self.class_map or self.data_dir is None:
             check_classes(images, classifier, self.data_dir, {})
         else:
-            check_classes(images, classifier, f'split {self.split!r} of {self.data_dir}', class_folders(self.data_dir))
+            check_classes(images, classifier, f'split {split!r} of {self.data_dir}', class_folders(self.data_dir))
         return images
 
     def run(
@@ -139,6 +146,8 @@ class Measurement:
             UserError: As `check` and `evaluate`.
         """
         conditions = self.check()
+        if self.calibrate and self.aa:
+            classifier = replace(classifier, aa=self.aa)
         if self.channels_last:
             classifier.model.to(memory_format=torch.channels_last)  # its first convolution turns the images
         return evaluate(
@@ -149,6 +158,7 @@ class Measurement:
             workers=self.workers,
             device=self.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
             amp=getattr(torch, self.amp_dtype) if self.amp else None,
+            calibrate=self.images(classifier, self.calibrate) if self.calibrate else None,
             cache=cache,
             progress=progress,
             command=command,
@@ -168,6 +178,10 @@ class Measurement:
         """Raise UserError for values that do not go together."""
         if self.data_dir is None and not self.dataset and (self.corrupted_dir is None or self.mollification):
             raise UserError('no data: give --data-dir, or --corrupted-dir with an official set')
+        if self.calibrate and self.data_dir is None and not self.dataset:
+            raise UserError('--calibrate needs --data-dir: held-out images are a split of the clean ones')
+        if self.calibrate == self.split:
+            raise UserError(f'--calibrate {self.calibrate} is the split that is measured. Hold out another')
         if self.data_dir and any((Path(self.data_dir) / name).is_dir() for name in COMMON):
             raise UserError(f'{self.data_dir} is a set of corrupted images: give it as --corrupted-dir')
         if self.corrupted_dir is not None and (self.table or self.mollification):

@@ -129,7 +129,7 @@ class Calibration(Metric):  # type: ignore[misc]
             labels: Fingerprint of the labels.
         """
         bins = None if self.not_finite else Bins(*(tuple(row) for row in self.bins.tolist()))
-        figures = {name: float(value) for name, value in self.compute().items()}
+        figures: dict[str, Any] = {name: float(value) for name, value in self.compute().items()}
         return Cell(**figures, images=int(self.images), bins=bins, labels=labels, not_finite=int(self.not_finite))
 
     def _check(self, logits: Tensor, target: Tensor) -> None:

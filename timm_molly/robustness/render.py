@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv as csv_writer
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from timm_molly.robustness.corruptions.names import BAR, COMMON, GROUPS, HELD_OUT
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 HEADINGS |= {'adaptive_ece': 'adaptive ECE', 'aurc': 'AURC', 'e_aurc': 'E-AURC'}
+SCALED = ('clean', 'trained')  # what temperatures are fitted on
 LETTER = ('error', 'nll', 'ece', 'confidence')  # of a table that has to be narrow
 
 
 def text(report: Report) -> str:
     """The table for the terminal, with what it is about above it."""
-    return f'{title(report)}\n{_facts(report)}\n\n{aligned(_table(report))}'
+    tables = [aligned(_table(report)), *_scaled(report, aligned)]
+    return f'{title(report)}\n{_facts(report)}\n\n' + '\n\n'.join(tables)
 
 
 def page(report: Report, pictures: list[str]) -> str:
@@ -31,25 +33,28 @@ def page(report: Report, pictures: list[str]) -> str:
         pictures: Names of the pictures beside it, without .png.
     """
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
-    return f'# {title(report)}\n\n{_facts(report)}\n\n{markdown_table(_table(report))}\n\n{shown}\n'
+    tables = '\n\n'.join([markdown_table(_table(report)), *_scaled(report, markdown_table)])
+    return f'# {title(report)}\n\n{_facts(report)}\n\n{tables}\n\n{shown}\n'
 
 
 def markdown(report: Report) -> str:
     """The means of a report as a Markdown table: error, NLL, ECE and mean confidence, a row a corruption and group."""
-    if report.benchmark.mollified:
-        return markdown_table(_table(report))
-    rows = [['', *(HEADINGS[metric] for metric in LETTER)]]
+    rows: list[Row] = [['', *(HEADINGS[metric] for metric in LETTER)]]
     rows += [[name, *(number(m, values[m]) for m in LETTER)] for name, values in summary_rows(report)]
-    return markdown_table(rows)
+    rows = _table(report) if report.benchmark.mollified else rows
+    return '\n\n'.join([markdown_table(rows), *_scaled(report, markdown_table)])
 
 
 def csv(report: Report) -> str:
     """Every cell as CSV; a figure that is not finite is left empty."""
     file = io.StringIO()
     writer = csv_writer.writer(file, lineterminator='\n')
-    writer.writerow(['name', 't' if report.benchmark.mollified else 'severity', 'images', *HEADINGS])
+    after = [report.scaled(by) for by in SCALED] if report.temperatures else []
+    heads = [f'{metric} after T of {by}' for by in SCALED for metric in ('nll', 'ece')] if after else []
+    writer.writerow(['name', 't' if report.benchmark.mollified else 'severity', 'images', *HEADINGS, *heads])
     for (name, level), cell in report.cells.items():
-        figures = (cell[metric] for metric in HEADINGS)
+        figures = [cell[metric] for metric in HEADINGS]
+        figures += [each[name, level][metric] for each in after for metric in ('nll', 'ece')]
         writer.writerow([name, f'{level:g}', cell.images, *('' if v != v else repr(v) for v in figures)])
     return file.getvalue()
 
@@ -119,6 +124,23 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
         yield name, report.corruptions[name]
     if bar:
         yield 'mean of C-bar', report.bar
+
+
+def _scaled(report: Report, table: Callable[[list[Row]], str]) -> list[str]:
+    """What a temperature would have done, as a sentence and a table; nothing where none was fitted."""
+    found = report.temperatures
+    if found is None:
+        return []
+    said = (
+        f'After one temperature, fitted on {found.images} held-out images'
+        + (f' (split {found.split})' if found.split else '')
+        + f': T = {found.clean:.3f} on the clean ones, T = {found.trained:.3f} on the same noised and blurred as by '
+        f'{found.aa}'
+    )
+    heads = ['NLL', 'ECE', *(f'{name} T={t:.3f}' for t in (found.clean, found.trained) for name in ('NLL', 'ECE'))]
+    lines = zip(*map(summary_rows, [report, *map(report.scaled, SCALED)]), strict=True)
+    rows = [[of[0][0], *(number(m, each[m]) for _, each in of for m in ('nll', 'ece'))] for of in lines]
+    return [f'{said}\n\n{table([["", *heads], *rows])}']
 
 
 def _table(report: Report) -> list[Row]:

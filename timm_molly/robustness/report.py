@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -79,7 +79,7 @@ class Metrics:
         return {name: value for name, value in known.items() if value is not None or name not in RANKING}
 
 
-METRICS = tuple(field.name for field in fields(Metrics))
+METRICS = tuple(each.name for each in fields(Metrics))
 RANKING = ('adaptive_ece', 'aurc', 'e_aurc')
 LIMITS = {**dict.fromkeys(METRICS, 1.0), 'nll': math.inf, 'brier': 2.0}
 
@@ -99,6 +99,19 @@ class Bins:
     confidence: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """Figures after the logits were divided by a temperature.
+
+    Attributes:
+        nll: As of `Metrics`.
+        ece: As of `Metrics`.
+    """
+
+    nll: float
+    ece: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell(Metrics):
     """What was measured of one corruption at one severity, or of one degradation at one t.
@@ -108,18 +121,21 @@ class Cell(Metrics):
         bins: By confidence; None where logits were not finite.
         labels: sha256 of the labels in order, by which cells of the same images are known.
         not_finite: Number of images whose logits were not finite.
+        scaled: After each of the report's temperatures, 'clean' and 'trained', where they were fitted.
     """
 
     images: int
     bins: Bins | None
     labels: str
     not_finite: int = 0
+    scaled: Mapping[str, Scaled] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The cell for JSON."""
         counted = {'not_finite': self.not_finite} if self.not_finite else {}
         bins = {key: list(row) for key, row in asdict(self.bins).items()} if self.bins else None
-        return {'images': self.images, **counted, **self.figures(), 'bins': bins, 'labels': self.labels}
+        scaled = {'scaled': {by: asdict(each) for by, each in self.scaled.items()}} if self.scaled else {}
+        return {'images': self.images, **counted, **self.figures(), **scaled, 'bins': bins, 'labels': self.labels}
 
     @classmethod
     def from_dict(cls, found: object, where: object) -> Cell:
@@ -135,13 +151,8 @@ class Cell(Metrics):
             values |= {name: 0.0 for name in METRICS if values.get(name, 0) is None}
         cell = from_plain(cls, values, where)
         if cell.bins is None:
-            return cls(
-                **dict.fromkeys(METRICS, math.nan),
-                images=cell.images,
-                bins=None,
-                labels=cell.labels,
-                not_finite=cell.not_finite,
-            )
+            nan: dict[str, Any] = dict.fromkeys(METRICS, math.nan)
+            return replace(cell, **nan)
         for name, limit in LIMITS.items():
             # Sums of floats may end a little beyond.
             if not -1e-9 <= cell[name] <= limit + 1e-9 and not (name in RANKING and math.isnan(cell[name])):
@@ -263,6 +274,25 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
+class Temperatures:
+    """What all logits can be divided by, fitted by NLL on held-out images.
+
+    Attributes:
+        clean: Fitted on the clean ones, and
+        trained: on the same as training saw them: clean, noised and blurred by the law of
+        aa: this aa string.
+        split: timm's name of the held-out split, or None.
+        images: Number of them.
+    """
+
+    clean: float
+    trained: float
+    aa: str
+    split: str | None
+    images: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What was measured of a classifier.
 
@@ -276,6 +306,7 @@ class Report:
         cells: What came out, by place: ('clean', 0), ('fog', 3), ('noise', 0.25).
         packages: Versions of those that a figure could depend on.
         command: The command line that made it, '' for none.
+        temperatures: Fitted on held-out images, where there were any.
     """
 
     model: ModelRecord
@@ -284,6 +315,7 @@ class Report:
     cells: Mapping[Place, Cell]
     packages: Mapping[str, str]
     command: str = ''
+    temperatures: Temperatures | None = None
 
     def __getitem__(self, place: Place) -> Cell:
         return self.cells[place]
@@ -344,6 +376,25 @@ class Report:
         """Mean over the corruptions of C-bar that were measured, which go into no other mean; NaN where none was."""
         return Metrics.mean(self.corruptions[name] for name in BAR if name in self.corruptions)
 
+    def scaled(self, by: str) -> Report:
+        """The report after one temperature, with its NLL and ECE. The other figures that it changes are NaN.
+
+        Args:
+            by: What it was fitted on, 'clean' or 'trained' (`Temperatures`).
+
+        Raises:
+            UserError: No temperature was fitted.
+        """
+        if self.temperatures is None or by not in render.SCALED:
+            raise UserError(f'{render.title(self)}: no temperature {by!r} was fitted (--calibrate)')
+        gone: dict[str, Any] = dict.fromkeys(('brier', 'confidence', 'adaptive_ece', 'aurc', 'e_aurc'), math.nan)
+        none = Scaled(math.nan, math.nan)
+        cells = {
+            place: replace(cell, **gone, **asdict(cell.scaled.get(by, none)), bins=None, scaled={})
+            for place, cell in self.cells.items()
+        }
+        return replace(self, cells=cells, temperatures=None)
+
     @property
     def has_mce(self) -> bool:
         """Whether mCE has a meaning: all severities with the strengths of ImageNet-C, and ImageNet's 1000 classes."""
@@ -399,16 +450,19 @@ class Report:
             'clean': self.cells[CLEAN].to_dict() if CLEAN in self.cells else None,
             'cells': levels,
             'not_finite': self.not_finite,
+            **({'temperatures': plain(self.temperatures)} if self.temperatures else {}),
         }
         if self.benchmark.mollified:
             shown = {name: {f'{t:g}': c for t, c in by.items()} for name, by in (self.taught or {}).items()}
             return {**values, 'taught': shown if self.taught is not None else None}
-        summary = {
+        summary: dict[str, Any] = {
             'corruptions': {name: metrics.figures() for name, metrics in self.corruptions.items()},
             'groups': {name: metrics.figures() for name, metrics in self.groups.items()},
             'mean': self.mean.figures(),
             **({'bar': self.bar.figures()} if {*BAR} & self.corruptions.keys() else {}),
         }
+        if self.temperatures:
+            summary['scaled'] = {by: _scaled_summary(self.scaled(by)) for by in render.SCALED}
         mce = {'mCE': self.mce, 'relative_mCE': self.relative_mce} if self.has_mce else {}
         return {**values, 'summary': {**summary, **mce}}
 
@@ -431,8 +485,7 @@ class Report:
                 from_plain(BenchmarkRecord, found.get('benchmark'), 'benchmark'),
                 from_plain(DataRecord, found.get('data'), 'data'),
                 _cells(found),
-                from_plain(_Rest, found, 'it').packages,
-                from_plain(_Rest, found, 'it').command,
+                **vars(from_plain(_Rest, found, 'it')),
             )
             report.check()
         except UserError as error:
@@ -499,6 +552,7 @@ class Report:
 class _Rest:
     packages: dict[str, str]
     command: str
+    temperatures: Temperatures | None = None
 
 
 def place_name(place: Place) -> str:
@@ -552,6 +606,20 @@ def _cells(found: Mapping[str, Any]) -> dict[Place, Cell]:
                 raise UserError(f'{name} has {level!r}, which is no severity and no t') from None
             cells[place] = Cell.from_dict(cell, place_name(place))
     return cells
+
+
+def _scaled_summary(report: Report) -> dict[str, Any]:
+    """NLL and ECE of the means, of a report after a temperature."""
+
+    def two(metrics: Metrics) -> dict[str, float | None]:
+        return {name: _known(metrics[name]) for name in ('nll', 'ece')}
+
+    return {
+        'corruptions': {name: two(metrics) for name, metrics in report.corruptions.items()},
+        'groups': {name: two(metrics) for name, metrics in report.groups.items()},
+        'mean': two(report.mean),
+        **({'bar': two(report.bar)} if {*BAR} & report.corruptions.keys() else {}),
+    }
 
 
 def _known(value: float) -> float | None:

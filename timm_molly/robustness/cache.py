@@ -1,0 +1,101 @@
+"""Finished cells of a measurement in a folder, so that it can go on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from timm_molly.classifier import Classifier
+from timm_molly.errors import UserError
+from timm_molly.files import make_folder, read_json, write_json
+from timm_molly.plain import from_plain
+from timm_molly.robustness.conditions import Condition
+from timm_molly.robustness.report import Cell, Place, Temperatures, differences, plain
+
+SETTINGS = 'settings.json'
+
+
+class Store:
+    """Finished cells, in a folder where there is one, so that an interrupted measurement goes on where it stopped.
+
+    Args:
+        folder: The folder, or None.
+        settings: Plain values that tell this measurement from others.
+        classifier: What is measured.
+
+    Raises:
+        UserError: The folder holds another measurement, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: dict[str, Any], classifier: Classifier) -> None:
+        self.cells: dict[Place, Cell] = {}
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            self._claim(self.folder, settings, probe(classifier))
+            make_folder(self.folder / 'cells')
+
+    def load(self, condition: Condition) -> bool:
+        """Tell whether a cell is there; a damaged one is not."""
+        if self.folder is None:
+            return False
+        try:
+            path = self._path(condition)
+            self.cells[condition.place] = Cell.from_dict(read_json(path), path)
+        except UserError:
+            return False
+        return True
+
+    def keep(self, condition: Condition, cell: Cell) -> None:
+        """Keep a finished cell."""
+        self.cells[condition.place] = cell
+        if self.folder is not None:
+            write_json(self._path(condition), cell.to_dict())
+
+    def temperatures(self, fit: Callable[[], Temperatures]) -> Temperatures:
+        """Return the temperatures that are kept, or fit and keep them."""
+        if self.folder is None:
+            return fit()
+        path = self.folder / 'temperatures.json'
+        try:
+            return from_plain(Temperatures, read_json(path), path)
+        except UserError:  # not there yet, or damaged
+            found = fit()
+            write_json(path, plain(found))
+            return found
+
+    def _path(self, condition: Condition) -> Path:
+        assert self.folder is not None
+        return self.folder / 'cells' / f'{condition}.json'.replace(' ', '-')
+
+    @staticmethod
+    def _claim(folder: Path, settings: dict[str, Any], answer: list[float]) -> None:
+        """Take a folder for a measurement, or go on with it if that has the same settings."""
+        path = make_folder(folder) / SETTINGS
+        if not path.is_file():
+            if (folder / 'cells').exists():
+                raise UserError(f'{folder} holds cells of a run but not its settings.json: choose another --output')
+            write_json(path, {**settings, 'answer': answer})
+            return
+        try:
+            found = dict(read_json(path))
+            # A network of other code with the same weights; earlier versions did not note it.
+            before = np.asarray(found.pop('answer', answer), float)
+            size = max(map(abs, answer), default=0.0)  # devices differ in the last digits
+            same = before.shape == (len(answer),) and np.allclose(before, answer, rtol=0, atol=0.01 * size)
+            different = differences(found, settings) + ([] if same else ['model: its logits are others'])
+        except (UserError, TypeError, ValueError) as error:
+            raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
+        if different:
+            raise UserError(f'{folder} holds another run ({"; ".join(different)}): choose another --output')
+
+
+@torch.inference_mode()
+def probe(classifier: Classifier) -> list[float]:
+    """Return a few logits for an image of noise, by which a network is known again."""
+    x = torch.randn(1, *classifier.input_size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
+    logits = classifier.model(x)[0, :8].double().nan_to_num()
+    return [float(f'{value:.4g}') for value in logits.tolist()]
