@@ -712,3 +712,34 @@ def test_a_class_that_a_split_lacks_is_named_with_the_split(flags, image_folder,
         f"split 'validation' of {root} has 2 class folders, but test_resnet has 3 classes; it lacks dots, which train"
     )
     refused(capsys, *flags, '--data-dir', root, words=words)
+
+
+def test_robustbench_measures_its_own_images_of_imagenet_c(flags, tmp_path, capsys, monkeypatch):
+    names = [f'ILSVRC2012_val_{n:08d}.png' for n in (3, 11, 20, 31, 41)]
+    theirs = frozenset(names[i] for i in (1, 3, 4))
+    monkeypatch.setattr('timm_molly.robustness.subset.file_names', lambda subset: theirs)
+    rng = np.random.default_rng(0)
+    for folder in ('data/validation', 'ImageNet-C/fog/1', 'ImageNet-C/fog/2'):
+        for i, name in enumerate(names):
+            path = tmp_path / folder / ('a', 'b', 'c')[i % 3] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    arguments = [*flags, '--data-dir', tmp_path / 'data', '--corrupted-dir', tmp_path / 'ImageNet-C']
+    arguments += ['--corruptions', 'fog', '--severities', 1, 2, '--subset', 'robustbench']
+    report = run(*arguments, output=tmp_path / 'out')
+    assert (report['data']['images'], report['data']['subset']) == (3, 'robustbench')
+    assert report['clean']['labels'] == report['cells']['fog']['2']['labels']
+    assert '3 images of data (robustbench), corrupted: ImageNet-C' in capsys.readouterr().out
+    for folder in ('ImageNet-C', 'data'):
+        images = {path: path.read_bytes() for path in (tmp_path / folder).rglob(names[4])}
+        for path in images:
+            path.unlink()
+        refused(capsys, *arguments, words=f'lacks 1 of the 3 images of robustbench: {names[4]}')
+        for path, data in images.items():
+            path.write_bytes(data)
+    arrays = cifar_c(tmp_path / 'CIFAR-10-C', names=['fog'])
+    refused(
+        capsys,
+        *(*flags[2:], '--corrupted-dir', arrays, '--corruptions', 'fog', '--subset', 'robustbench'),
+        words='are files of ImageNet, and',
+    )

@@ -56,6 +56,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--corrupted-dir', metavar='DIR', type=Path, help='ImageNet-C, Tiny-ImageNet-C, CIFAR-C or C-bar'
     )
+    parser.add_argument('--subset', choices=('robustbench',), help='its 5,000 validation images of ImageNet alone')
     parser.add_argument(
         '--table',
         choices=('imagenet-c', 'tiny-imagenet-c', 'cifar-c'),

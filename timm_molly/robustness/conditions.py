@@ -22,6 +22,7 @@ from timm_molly.robustness.corruptions import strengths, transforms
 from timm_molly.robustness.corruptions.published import published_images, table_of
 from timm_molly.robustness.images import Images, check_classes, folder_name
 from timm_molly.robustness.report import BenchmarkRecord, Place, place_name
+from timm_molly.robustness.subset import Subset, file_names
 from timm_molly.weights import some
 
 TEMPERATURES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -131,6 +132,7 @@ class Published:
         severities: Some of 1 to 5.
         crop_pct: Of its images, which are cropped already.
         class_map: File that says which classes the folders are; '' for the classifier's, in order.
+        subset: 'robustbench' for the 5,000 images of ImageNet that RobustBench measures on; None for all.
 
     Raises:
         UserError: A value is none of these, or there is no such folder.
@@ -141,17 +143,22 @@ class Published:
     severities: Sequence[int] = N.SEVERITIES
     crop_pct: float = 1.0
     class_map: str = ''
+    subset: str | None = None
 
     def __post_init__(self) -> None:
         if not Path(self.root).is_dir():
             raise UserError(f'no such folder: {self.root} (--corrupted-dir)')
         _keep_choices(self)
+        if self.subset is not None:
+            file_names(self.subset)
 
     def lay_out(self, images: Images | None, classifier: Classifier) -> tuple[list[Condition], BenchmarkRecord]:
         """As `Conditions.lay_out`."""
         steps, root = classifier.pixels(self.crop_pct), Path(self.root)
         names = N.chosen(self.names, table_of(root))
-        found = published_images(root, names, self.severities, classifier, self.class_map)
+        if images is not None and self.subset and not isinstance(images, Subset):
+            images = Subset(images, self.subset)
+        found = published_images(root, names, self.severities, classifier, self.class_map, self.subset)
         conditions = [Condition(name, s, of, steps) for (name, s), of in found.items()]
         corrupted = conditions[0].images
         check_classes(corrupted, classifier, self.root, {})

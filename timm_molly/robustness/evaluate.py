@@ -178,6 +178,7 @@ def data_record(
         num_classes=classifier.num_classes,
         class_map=plan[0].images.mapped,
         labels=first.labels,
+        subset=plan[0].images.subset,
     )
 
 

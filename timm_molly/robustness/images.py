@@ -50,6 +50,7 @@ class Images:
         classes: Names of the class folders in the order of their indices; None for other data sets.
         labels: Labels (N,) where they are known without reading the images, else None.
         mapped: Whether a class map said which classes the folders are.
+        subset: The part of a data set that they are, by name; None for all of it.
     """
 
     name: str | None = None
@@ -58,6 +59,7 @@ class Images:
     classes: list[str] | None = None
     labels: NDArray[Any] | None = None
     mapped = False
+    subset: str | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -73,8 +75,8 @@ class Images:
         """What tells these images from others, for a measurement that is gone on with."""
         raise NotImplementedError
 
-    def files(self) -> set[str] | None:
-        """The files that they are in, where each is in one of its own."""
+    def paths(self) -> list[str] | None:
+        """Their files in order, where each is in one of its own."""
         return None
 
     def fingerprint(self) -> str:
@@ -177,20 +179,27 @@ class TimmImages(Images):
     def place(self) -> dict[str, Any]:
         return self.where
 
-    def files(self) -> set[str] | None:
+    def paths(self) -> list[str] | None:
         if getattr(getattr(self.dataset, 'reader', None), 'samples', None) is None:
             return None
-        return {os.path.realpath(name) for name in self.dataset.filenames(absolute=True)}
+        return list(self.dataset.filenames(absolute=True))
 
 
 class FolderImages(Images):
     """One severity of a corruption in folders: the files of another folder by the same names."""
 
     def __init__(
-        self, folder: Path, names: list[str], labels: Any, classes: list[str], img_mode: str, mapped: bool
+        self,
+        folder: Path,
+        names: list[str],
+        labels: Any,
+        classes: list[str],
+        img_mode: str,
+        mapped: bool,
+        subset: str | None = None,
     ) -> None:
         self.folder, self.names, self.labels, self.classes = folder, names, labels, classes
-        self.img_mode, self.mapped = img_mode, mapped
+        self.img_mode, self.mapped, self.subset = img_mode, mapped, subset
 
     def __len__(self) -> int:
         return len(self.names)
@@ -305,9 +314,9 @@ def check_apart(measured: Images, held_out: Images) -> None:
     """
     if not held_out.streamed and not len(held_out):
         raise UserError('there are no held-out images')
-    files = measured.files(), held_out.files()
-    if files[0] is not None and files[1] is not None:
-        both = files[0] & files[1]
+    paths = measured.paths(), held_out.paths()
+    if paths[0] is not None and paths[1] is not None:
+        both = {*map(os.path.realpath, paths[0])} & {*map(os.path.realpath, paths[1])}
         if both:
             raise UserError(f'held-out images are measured too: {some(sorted(both))}. Hold out others')
     elif measured.streamed or held_out.streamed:

@@ -16,6 +16,7 @@ from timm_molly.robustness.corruptions.names import COMMON, SEVERITIES
 from timm_molly.robustness.evaluate import evaluate
 from timm_molly.robustness.images import Images, check_classes, class_folders, open_dataset
 from timm_molly.robustness.report import Report
+from timm_molly.robustness.subset import Subset
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Measurement:
         target_key: of the labels in hfds/ and wds/ data sets.
         num_samples: Of streamed data sets that do not say it.
         corrupted_dir: Folder of a published set.
+        subset: 'robustbench' for its 5,000 images of ImageNet; None for all.
         table: Strengths on the fly; None by image size.
         corruptions: Names or groups.
         severities: Some of 1 to 5.
@@ -59,6 +61,7 @@ class Measurement:
     target_key: str | None = None
     num_samples: int | None = None
     corrupted_dir: str | None = None
+    subset: str | None = None
     table: str | None = None
     corruptions: tuple[str, ...] = ('common',)
     severities: tuple[int, ...] = SEVERITIES
@@ -93,7 +96,8 @@ class Measurement:
             return Mollification(self.aa, seed=self.seed)
         if self.corrupted_dir is None:
             return Corruptions(self.corruptions, self.severities, self.table, self.seed)
-        return Published(self.corrupted_dir, self.corruptions, self.severities, self.crop_pct or 1.0, self.class_map)
+        crop_pct = self.crop_pct or 1.0
+        return Published(self.corrupted_dir, self.corruptions, self.severities, crop_pct, self.class_map, self.subset)
 
     def images(self, classifier: Classifier, split: str | None = None) -> Images | None:
         """Open the clean images and check that their classes are the classifier's; None where none are named.
@@ -129,7 +133,7 @@ class Measurement:
             check_classes(images, classifier, self.data_dir, {})
         else:
             check_classes(images, classifier, f'split {split!r} of {self.data_dir}', class_folders(self.data_dir))
-        return images
+        return Subset(images, self.subset) if self.subset and split == self.split else images
 
     def run(
         self, classifier: Classifier, cache: Path | None = None, command: str = '', progress: bool = True

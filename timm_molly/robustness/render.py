@@ -68,6 +68,7 @@ def subject(report: Report) -> str:
     """Name what a model was measured on."""
     data, benchmark = report.data, report.benchmark
     images = f'{data.images} images' + (f' of {data.dataset}' if data.dataset else '')
+    images += f' ({data.subset})' if data.subset else ''
     how = {
         'mollification': 'noised and blurred as in training',
         'on the fly': f'corrupted as {_sets(benchmark)}',

@@ -263,6 +263,7 @@ class DataRecord:
         num_classes: Number of classes K.
         class_map: Whether a class map said which classes the folders are.
         labels: sha256 of the labels in order.
+        subset: The part of them that was measured, by name; None for all.
     """
 
     dataset: str | None
@@ -271,6 +272,7 @@ class DataRecord:
     num_classes: int
     class_map: bool
     labels: str
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -444,7 +446,7 @@ class Report:
             'version': VERSION,
             'model': plain(self.model),
             'benchmark': json.loads(json.dumps(self.benchmark.to_dict())),
-            'data': plain(self.data),
+            'data': {key: value for key, value in plain(self.data).items() if key != 'subset' or value},
             'packages': dict(self.packages),
             'command': self.command,
             'clean': self.cells[CLEAN].to_dict() if CLEAN in self.cells else None,

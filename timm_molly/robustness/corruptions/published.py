@@ -18,11 +18,17 @@ from timm_molly.errors import UserError
 from timm_molly.robustness.corruptions.names import BAR
 from timm_molly.robustness.corruptions.strengths import TABLES
 from timm_molly.robustness.images import ArrayImages, FolderImages, Images, open_array, open_dataset
+from timm_molly.robustness.subset import chosen_files
 from timm_molly.weights import some
 
 
 def published_images(
-    root: Path, names: Sequence[str], severities: Sequence[int], classifier: Classifier, class_map: str = ''
+    root: Path,
+    names: Sequence[str],
+    severities: Sequence[int],
+    classifier: Classifier,
+    class_map: str = '',
+    subset: str | None = None,
 ) -> dict[tuple[str, int], Images]:
     """Open the images of a set, by corruption and severity.
 
@@ -32,13 +38,16 @@ def published_images(
         severities: Some of 1 to 5.
         classifier: What takes them.
         class_map: File that says which classes the folders are.
+        subset: Name of a part of the images, None for all.
 
     Raises:
         UserError: A file or folder is missing (which), or its shape, type or labels are wrong.
     """
     if table_of(root) == 'cifar-c':
+        if subset:
+            raise UserError(f'the images of {subset} are files of ImageNet, and {root} has arrays')
         return _of_arrays(root, names, severities, classifier)
-    return _of_folders(root, names, severities, classifier.img_mode, class_map)
+    return _of_folders(root, names, severities, classifier.img_mode, class_map, subset)
 
 
 def table_of(root: Path) -> str:
@@ -82,7 +91,12 @@ def _labels(labels: NDArray[Any], path: Path, num_classes: int) -> NDArray[Any]:
 
 
 def _of_folders(
-    root: Path, names: Sequence[str], severities: Sequence[int], img_mode: str, class_map: str
+    root: Path,
+    names: Sequence[str],
+    severities: Sequence[int],
+    img_mode: str,
+    class_map: str,
+    subset: str | None,
 ) -> dict[tuple[str, int], Images]:
     folders = {(name, s): root / name / _severity(name, s) for name in names for s in severities}
     missing = [os.path.relpath(path, root) for path in folders.values() if not path.is_dir()]
@@ -98,10 +112,12 @@ def _of_folders(
         found = [os.path.relpath(file, path) for file, _ in opened.dataset.reader.samples]
         if not images:
             first, files, labels, classes = f'{name} {s}', found, opened.labels, opened.classes or []
+            kept = chosen_files(files, subset, path) if subset else range(len(files))
+            chosen, of_chosen = [files[i] for i in kept], np.asarray(labels)[kept]
         elif found != files:
             different = sorted(set(found) ^ set(files))
             raise UserError(f'{root}: the files of {first} and {name} {s} differ in {some(different)}')
-        images[name, s] = FolderImages(path, files, labels, classes, img_mode, bool(class_map))
+        images[name, s] = FolderImages(path, chosen, of_chosen, classes, img_mode, bool(class_map), subset)
     return images
 
 
