@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from timm_molly.errors import UserError
+
+POLL = 0.2  # seconds between two tries to take a lock
 
 
 @contextmanager
@@ -41,6 +46,44 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             os.unlink(name)
             raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, and wait for it where another process has it.
+
+    Raises:
+        UserError: As `try_lock`.
+    """
+    while (lock := try_lock(path)) is None:
+        time.sleep(POLL)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Take the lock of a file, which ends with the process at the latest; None where another one has it.
+
+    The folder is made where it is not there. The lock holds over NFS too.
+
+    Raises:
+        UserError: It cannot be written, or the file system has no locks.
+    """
+    lock = FileLock(path)
+    with writing(path):
+        while not lock.is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:  # which is an OSError
+                return None
+            except FileNotFoundError:  # another process has just removed the folder
+                continue
+            except NotImplementedError:
+                raise UserError(f'cannot lock {path}: its file system has no locks') from None
+    return lock
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from timm_molly.cli import flags
 
@@ -10,7 +11,8 @@ HELP = 'measure a model under common corruptions'
 DESCRIPTION = (
     'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common '
     'corruptions: on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or '
-    'under noise and blur of mollification (--mollification). A run that was interrupted goes on where it stopped.'
+    'under noise and blur of mollification (--mollification). A run that was interrupted goes on where it stopped, and '
+    'processes with the same command and --output share the work: torchrun ... -m timm_molly validate ...'
 )
 RESUMABLE = True
 
@@ -27,6 +29,9 @@ def run(args: argparse.Namespace) -> None:
     measurement.check()  # before a model is loaded
     classifier = flags.classifier(args)
     output = args.output or flags.default_output(args, 'validate')
-    report = measurement.run(classifier, output, args.command_line)
+    first = os.environ.get('RANK', '0') == '0'  # under torchrun the ranks share the cells
+    report = measurement.run(classifier, output, args.command_line, progress=first)
+    if not first:
+        return
     report.save(output)
     print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md and pictures')

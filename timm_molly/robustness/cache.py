@@ -1,17 +1,19 @@
-"""Finished cells of a measurement in a folder, so that it can go on where it stopped."""
+"""Finished cells of a measurement in a folder, so that it can go on where it stopped, and processes can share it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from timm_molly.classifier import Classifier
 from timm_molly.errors import UserError
-from timm_molly.files import make_folder, read_json, write_json
+from timm_molly.files import locked, make_folder, read_json, try_lock, write_json
 from timm_molly.plain import from_plain
 from timm_molly.robustness.conditions import Condition
 from timm_molly.robustness.report import Cell, Place, Temperatures, differences, plain
@@ -21,6 +23,9 @@ SETTINGS = 'settings.json'
 
 class Store:
     """Finished cells, in a folder where there is one, so that an interrupted measurement goes on where it stopped.
+
+    Several processes may have the same folder, on NFS too: each cell is measured by the one that has its lock, which
+    ends with the process.
 
     Args:
         folder: The folder, or None.
@@ -33,15 +38,17 @@ class Store:
 
     def __init__(self, folder: str | Path | None, settings: dict[str, Any], classifier: Classifier) -> None:
         self.cells: dict[Place, Cell] = {}
+        self.claimed: dict[Place, FileLock | None] = {}
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
-            self._claim(self.folder, settings, probe(classifier))
+            with locked(self.folder / 'locks' / 'settings'):
+                self._claim(self.folder, settings, probe(classifier))
             make_folder(self.folder / 'cells')
 
     def load(self, condition: Condition) -> bool:
         """Tell whether a cell is there; a damaged one is not."""
-        if self.folder is None:
-            return False
+        if self.folder is None or condition.place in self.cells:
+            return condition.place in self.cells
         try:
             path = self._path(condition)
             self.cells[condition.place] = Cell.from_dict(read_json(path), path)
@@ -49,23 +56,54 @@ class Store:
             return False
         return True
 
+    def claim(self, condition: Condition) -> bool:
+        """Take a condition, unless it is measured or another process has it."""
+        if self.folder is None:
+            self.claimed[condition.place] = None
+            return True
+        lock = try_lock(self.folder / 'locks' / self._path(condition).stem)
+        if lock is None:
+            return False
+        if self.load(condition):
+            lock.release()
+            return False
+        self.claimed[condition.place] = lock
+        return True
+
     def keep(self, condition: Condition, cell: Cell) -> None:
-        """Keep a finished cell."""
+        """Keep a finished cell, and give its lock back."""
         self.cells[condition.place] = cell
         if self.folder is not None:
             write_json(self._path(condition), cell.to_dict())
+        self._give_back(condition.place)
+
+    def close(self) -> None:
+        """Give locks of conditions that were not finished back."""
+        for place in [*self.claimed]:
+            self._give_back(place)
+
+    def clear_locks(self) -> None:
+        """Remove the files of locks, which nobody needs once every cell is there."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / 'locks', ignore_errors=True)
+
+    def _give_back(self, place: Place) -> None:
+        lock = self.claimed.pop(place)
+        if lock is not None:
+            lock.release()
 
     def temperatures(self, fit: Callable[[], Temperatures]) -> Temperatures:
         """Return the temperatures that are kept, or fit and keep them."""
         if self.folder is None:
             return fit()
         path = self.folder / 'temperatures.json'
-        try:
-            return from_plain(Temperatures, read_json(path), path)
-        except UserError:  # not there yet, or damaged
-            found = fit()
-            write_json(path, plain(found))
-            return found
+        with locked(self.folder / 'locks' / 'temperatures'):
+            try:
+                return from_plain(Temperatures, read_json(path), path)
+            except UserError:  # not there yet, or damaged
+                found = fit()
+                write_json(path, plain(found))
+                return found
 
     def _path(self, condition: Condition) -> Path:
         assert self.folder is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -36,6 +36,8 @@ from timm_molly.robustness.report import (
 )
 from timm_molly.robustness.temperature import fit_temperature
 from timm_molly.weights import one_line
+
+WAIT = 1.0  # seconds, until it is asked again whether other processes have finished
 
 
 class How(TypedDict, total=False):
@@ -95,7 +97,8 @@ def evaluate(
         amp: dtype of mixed precision, torch.bfloat16 say; None for none.
         calibrate: Held-out images, as `dataset`, on which two temperatures are fitted: what would NLL and ECE be with
             them? One for the clean images, one for the same noised and blurred as in training (`report.scaled`).
-        cache: Folder in which each cell is kept when it is finished: the same call goes on where one was interrupted.
+        cache: Folder in which each cell is kept when it is finished: the same call goes on where one was interrupted,
+            and processes with the same call and folder share the cells.
         progress: Show a progress bar on stderr.
         command: Command line that the report names.
 
@@ -131,9 +134,9 @@ def evaluate(
         settings = {'model': plain(record), 'benchmark': plain_benchmark(benchmark), 'data': _place(images, conditions)}
         kept = None if calibrate is None else _held_out(calibrate, images, classifier)
         settings |= {'calibrate': kept.place()} if kept is not None else {}
-        store = Store(cache, {**settings, 'packages': packages()}, classifier)
-        temperatures = None if kept is None else _temperatures(store, running, kept, progress)
-        _fill(store, running, plan, progress, temperatures)
+        with closing(Store(cache, {**settings, 'packages': packages()}, classifier)) as store:
+            temperatures = None if kept is None else _temperatures(store, running, kept, progress)
+            _fill(store, running, plan, progress, temperatures)
     cells = {condition.place: store.cells[condition.place] for condition in plan}
     first, *others = plan
     for condition in others:
@@ -248,11 +251,16 @@ def _fill(
     store: Store, running: Running, plan: Sequence[Condition], progress: bool, temperatures: Temperatures | None
 ) -> None:
     """Measure the cells that are not there yet, and show progress."""
-    todo = [condition for condition in plan if not store.load(condition)]
-    if todo:
+    while todo := [condition for condition in plan if not store.load(condition)]:
+        finished = len(store.cells)
         with _working(running, plan, todo, progress) as bar:
-            for condition, cell in measure(running, todo, bar, temperatures):
+            for condition, cell in measure(running, todo, bar, temperatures, store.claim):
                 store.keep(condition, cell)
+        if store.claimed:
+            raise UserError('the data set has no images')
+        if len(store.cells) == finished:  # other processes have what is left
+            time.sleep(WAIT)
+    store.clear_locks()
 
 
 @contextmanager
@@ -297,28 +305,36 @@ class Counter:
 
 
 def measure(
-    running: Running, plan: Sequence[Condition], bar: Any, temperatures: Temperatures | None = None
+    running: Running,
+    plan: Sequence[Condition],
+    bar: Any,
+    temperatures: Temperatures | None = None,
+    claim: Callable[[Condition], bool] = lambda condition: True,
 ) -> Iterator[tuple[Condition, Cell]]:
-    """Yield each condition with its cell as it finishes."""
+    """Yield each condition that is claimed when its turn comes, with its cell as it finishes."""
     current: tuple[Condition, Counter] | None = None
-    for condition, logits, target in logits_of(running, plan, bar):
+    for condition, logits, target in logits_of(running, plan, bar, claim):
         if current is None or current[0] is not condition:
             if current is not None:
                 yield current[0], current[1].cell()
             current = condition, Counter(running.classifier.num_classes, temperatures)
         current[1].add(logits, target)
-    if current is None:
-        raise UserError('the data set has no images')
-    yield current[0], current[1].cell()
+    if current is not None:
+        yield current[0], current[1].cell()
 
 
 @torch.inference_mode()
-def logits_of(running: Running, plan: Sequence[Condition], bar: Any) -> Iterator[tuple[Condition, Tensor, Tensor]]:
+def logits_of(
+    running: Running,
+    plan: Sequence[Condition],
+    bar: Any,
+    claim: Callable[[Condition], bool] = lambda condition: True,
+) -> Iterator[tuple[Condition, Tensor, Tensor]]:
     """Yield each condition with logits (B, K) and labels (B,), batch by batch."""
     classifier = running.classifier
     if running.workers and any(condition.name == 'glass_blur' and condition.corrupt for condition in plan):
         transforms.warm_up()
-    loader = Loader(plan, running.batch_size, running.workers, classifier.data_config, running.device)
+    loader = Loader(plan, running.batch_size, running.workers, classifier.data_config, running.device, claim)
     amp = torch.autocast(running.device.type, running.amp) if running.amp else nullcontext()
     for condition, x, target in loader:
         bar.set_description(str(condition), refresh=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Loader:
         workers: Number of processes that read and corrupt; 0 for this one.
         config: 'input_size' (C, H, W), 'mean' and 'std', as timm has them.
         device: Where batches go.
+        claim: Asked just before a condition is read; where it says no, that one is left out.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Loader:
         workers: int,
         config: Mapping[str, Any],
         device: torch.device,
+        claim: Callable[[Condition], bool] = lambda condition: True,
     ) -> None:
-        self.plan = plan
+        self.plan, self.claim = plan, claim
         self.batch_size = batch_size
         self.workers = workers
         self.batches = _Batches(plan, math.prod(config['input_size']))
@@ -62,7 +65,7 @@ class Loader:
             raise UserError(str(error).strip().splitlines()[-1].rpartition('UserError: ')[2]) from None
 
     def _streamed(self) -> Iterator[tuple[Condition, Tensor, Tensor]]:
-        for condition in self.plan:
+        for condition in filter(self.claim, self.plan):
             # A stream has no index but its order, which several workers would not keep.
             batches = self._prefetched(_Stream(condition), min(self.workers, 1), batch_size=self.batch_size)
             start = 0
@@ -71,9 +74,9 @@ class Loader:
                 start += len(x)
 
     def _indexed(self) -> Iterator[tuple[Condition, Tensor, Tensor]]:
-        order = _Order([len(condition.images) for condition in self.plan], self.batch_size)
-        batches = self._prefetched(self.batches, self.workers, sampler=order, batch_size=None)
-        for (number, start, _), (x, target) in zip(order, batches, strict=True):
+        order = _Order(self.plan, self.batch_size, self.claim)
+        for x, target in self._prefetched(self.batches, self.workers, sampler=order, batch_size=None):
+            number, start = order.asked.popleft()
             yield self.plan[number], _degraded(self.plan[number], x, start), target
 
     def _prefetched(self, dataset: Any, workers: int, **how: Any) -> Any:
@@ -87,18 +90,26 @@ class Loader:
 
 
 class _Order:
-    """The batches, none across two conditions, as (number, first index, index after the last): a sampler."""
+    """The batches, none across two conditions, as (number, first index, index after the last): a sampler.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
-        self.lengths, self.batch_size = lengths, batch_size
+    Attributes:
+        asked: Number and first index of those that were asked for, in order; whoever gets a batch takes its own out.
+    """
+
+    def __init__(self, plan: Sequence[Condition], batch_size: int, claim: Callable[[Condition], bool]) -> None:
+        self.plan, self.batch_size, self.claim = plan, batch_size, claim
+        self.asked: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
-        return sum(-(-length // self.batch_size) for length in self.lengths)
+        return sum(-(-len(condition.images) // self.batch_size) for condition in self.plan)
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        for number, length in enumerate(self.lengths):
-            for start in range(0, length, self.batch_size):
-                yield number, start, min(start + self.batch_size, length)
+        for number, condition in enumerate(self.plan):
+            length = len(condition.images)
+            if self.claim(condition):  # no sooner, for other processes to have a share
+                for start in range(0, length, self.batch_size):
+                    self.asked.append((number, start))
+                    yield number, start, min(start + self.batch_size, length)
 
 
 class _Batches(Dataset):  # type: ignore[type-arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Measurement:
         calibrate: timm's name of the split of held-out images that temperatures are fitted on; None for none.
         batch_size: Images a batch.
         workers: Processes that read images.
-        device: '' for a GPU where there is one.
+        device: '' for a GPU where there is one, under torchrun that of the rank.
         channels_last: Memory format of the weights.
         amp: Mixed precision, in
         amp_dtype: this dtype.
@@ -160,7 +161,7 @@ class Measurement:
             conditions,
             batch_size=self.batch_size,
             workers=self.workers,
-            device=self.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+            device=self.device or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'),
             amp=getattr(torch, self.amp_dtype) if self.amp else None,
             calibrate=self.images(classifier, self.calibrate) if self.calibrate else None,
             cache=cache,

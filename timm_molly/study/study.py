@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from timm_molly.errors import UserError
-from timm_molly.files import make_folder, writing
+from timm_molly.files import make_folder, try_lock
 from timm_molly.robustness.images import open_dataset
 from timm_molly.study import measure, results
 from timm_molly.study.grid import Entry, choose, read_grid
@@ -91,12 +91,9 @@ def study(
 
 
 def _lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / '.lock')
-    with writing(folder / '.lock'):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:  # which is an OSError
-            raise UserError(f'another study is running in {folder}') from None
+    lock = try_lock(folder / '.lock')
+    if lock is None:
+        raise UserError(f'another study is running in {folder}')
     return lock
 
 
