@@ -254,16 +254,17 @@ def _gaussian_matrix(side: int, reach: int, sigma: float, border: int) -> Pixels
 
 
 def _motion(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
-    height, width = x.shape[:2]
+    height, width, channels = x.shape
     steps = np.arange(2 * radius + 1)
-    weights = published.getMotionBlurKernel(len(steps), sigma)
-    down, right = (np.ceil(steps * f(np.deg2rad(angle)) - 0.5).astype(int) + len(steps) for f in (np.sin, np.cos))
-    padded = np.pad(np.round(x * 255), ((len(steps),) * 2, (len(steps),) * 2, (0, 0)), mode='edge')
-    blurred, part = np.zeros(x.shape), np.empty(x.shape)
-    for weight, top, left in zip(weights, down, right, strict=True):
-        blurred += np.multiply(padded[top : top + height, left : left + width], weight, out=part)
+    edge, weights = len(steps), published.getMotionBlurKernel(len(steps), sigma)
+    down, right = (np.ceil(steps * f(np.deg2rad(angle)) - 0.5).astype(int) + edge for f in (np.sin, np.cos))
+    padded = cv2.copyMakeBorder(np.round(x * 255), edge, edge, edge, edge, cv2.BORDER_REPLICATE)
+    padded = padded.reshape(len(padded), -1)
+    blurred = np.zeros((height, width * channels))
+    for weight, top, left in zip(weights, down, channels * right, strict=True):
+        cv2.scaleAdd(padded[top : top + height, left : left + width * channels], weight, blurred, blurred)
     # ImageMagick, which the generators call for this, works in 16 bits and cuts them down to 8.
-    return np.floor(np.round(blurred * 257) / 257) / 255
+    return (np.floor(np.round(blurred * 257) / 257) / 255).reshape(x.shape)
 
 
 def _zoom(x: Pixels, *factors: float) -> Pixels:
