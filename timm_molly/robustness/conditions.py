@@ -152,10 +152,14 @@ class Published:
         if self.subset is not None:
             file_names(self.subset)
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The corruptions that `names` choose of this set."""
+        return N.chosen(self.names, table_of(Path(self.root)))
+
     def lay_out(self, images: Images | None, classifier: Classifier) -> tuple[list[Condition], BenchmarkRecord]:
         """As `Conditions.lay_out`."""
-        steps, root = classifier.pixels(self.crop_pct), Path(self.root)
-        names = N.chosen(self.names, table_of(root))
+        steps, root, names = classifier.pixels(self.crop_pct), Path(self.root), self.chosen
         if images is not None and self.subset and not isinstance(images, Subset):
             images = Subset(images, self.subset)
         found = published_images(root, names, self.severities, classifier, self.class_map, self.subset)

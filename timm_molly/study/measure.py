@@ -11,6 +11,7 @@ from typing import Any, cast, get_type_hints
 from timm_molly.classifier import Classifier, Preparation
 from timm_molly.errors import UserError
 from timm_molly.plain import checked, from_plain, keywords
+from timm_molly.robustness.conditions import Published
 from timm_molly.robustness.measurement import Measurement
 from timm_molly.robustness.report import Report
 
@@ -59,10 +60,11 @@ def check(train: Mapping[str, Any], validate: Mapping[str, Any]) -> None:
         conditions = found.check()
     except UserError as error:
         raise UserError(f'validate: {error}') from None
-    if found.corrupted_dir:
-        folder = Path(found.corrupted_dir)
-        names = getattr(conditions, 'names', ())
-        lacking = [name for name in names if not any((folder / file).exists() for file in (name, f'{name}.npy'))]
+    if isinstance(conditions, Published):
+        folder = Path(conditions.root)
+        lacking = [
+            name for name in conditions.chosen if not any((folder / file).exists() for file in (name, f'{name}.npy'))
+        ]
         if lacking:
             raise UserError(f'{folder} lacks {", ".join(lacking)}; corruptions below validate chooses some')
 
