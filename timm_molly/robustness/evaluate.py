@@ -47,7 +47,6 @@ class How(TypedDict, total=False):
     workers: int
     device: torch.device | str | None
     amp: torch.dtype | None
-    calibrate: Dataset | Images | None
     cache: str | Path | None
     progress: bool
     command: str
