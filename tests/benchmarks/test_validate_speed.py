@@ -1,4 +1,4 @@
-"""A whole report of 1,000 images of 32 pixels beside corrupting them alone, on two processes; `make bench` runs it."""
+"""A whole report of 1,000 images of 32 pixels beside corrupting them, and inferring; on two processes; `make bench`."""
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
@@ -27,30 +27,40 @@ def folder(tmp_path_factory):
     return root
 
 
-def corrupt_share(paths, read_each_time):
-    """Corrupt images as the published generators do, which read the image for each corruption and severity."""
+def corrupt_share(paths, read_each_time, infer):
+    """Corrupt images as the published generators do, which read the image for each corruption and severity.
+
+    With `infer` the network sees them too, in batches.
+    """
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     images = [Image.open(path).convert('RGB') for path in paths]
+    model = timm.create_model('test_resnet', num_classes=10).eval() if infer else None
     for name in C.COMMON:
         for severity in C.SEVERITIES:
+            corrupted = []
             for i, path in enumerate(paths):
                 image = Image.open(path).convert('RGB') if read_each_time else images[i]
-                C.corrupt(image, name, severity, 'cifar-c', i)
+                corrupted.append(np.asarray(C.corrupt(image, name, severity, 'cifar-c', i)))
+            if infer:
+                x = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2).contiguous().float().div(255)
+                with torch.inference_mode():
+                    for batch in x.split(256):
+                        model(batch)
 
 
 @pytest.mark.benchmark(group='report of 1,000 images')
-@pytest.mark.parametrize('read_each_time', [True, False])
-def test_corrupting_alone(benchmark, folder, read_each_time):
+@pytest.mark.parametrize(('read_each_time', 'infer'), [(True, False), (False, False), (False, True)])
+def test_corrupting_alone(benchmark, folder, read_each_time, infer):
     paths = sorted((folder / 'validation').rglob('*.png'))
     warm_up()
     shares = [paths[i::PROCESSES] for i in range(PROCESSES)]
 
     def run():
         with ProcessPoolExecutor(PROCESSES) as pool:
-            list(pool.map(corrupt_share, shares, [read_each_time] * PROCESSES))
+            list(pool.map(corrupt_share, shares, [read_each_time] * PROCESSES, [infer] * PROCESSES))
 
     benchmark.pedantic(run, rounds=1)
 
