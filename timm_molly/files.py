@@ -66,7 +66,7 @@ def locked(path: Path) -> Iterator[None]:
 def try_lock(path: Path) -> FileLock | None:
     """Take the lock of a file, which ends with the process at the latest; None where another one has it.
 
-    The folder is made where it is not there. The lock holds over NFS too.
+    The folder is made where it is not there. The lock is the system's (flock), which Linux passes on to an NFS server.
 
     Raises:
         UserError: It cannot be written, or the file system has no locks.

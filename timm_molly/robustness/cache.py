@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ SETTINGS = 'settings.json'
 class Store:
     """Finished cells, in a folder where there is one, so that an interrupted measurement goes on where it stopped.
 
-    Several processes may have the same folder, on NFS too: each cell is measured by the one that has its lock, which
-    ends with the process.
+    Several processes may have the same folder: each cell is measured by the one that has its lock, which ends with the
+    process.
 
     Args:
         folder: The folder, or None.
@@ -46,14 +47,17 @@ class Store:
             make_folder(self.folder / 'cells')
 
     def load(self, condition: Condition) -> bool:
-        """Tell whether a cell is there; a damaged one is not."""
+        """Tell whether a cell is there; one that is damaged, or of before its ranking was measured, is not."""
         if self.folder is None or condition.place in self.cells:
             return condition.place in self.cells
         try:
             path = self._path(condition)
-            self.cells[condition.place] = Cell.from_dict(read_json(path), path)
+            cell = Cell.from_dict(read_json(path), path)
         except UserError:
             return False
+        if cell.bins is not None and math.isnan(cell.adaptive_ece):
+            return False
+        self.cells[condition.place] = cell
         return True
 
     def claim(self, condition: Condition) -> bool:

@@ -80,7 +80,7 @@ def evaluate(
     progress: bool = True,
     command: str = '',
 ) -> Report:
-    """Measure error, NLL, Brier score, ECE and confidence of a classifier on clean and on corrupted images.
+    """Measure error, NLL, calibration and ranking of a classifier on clean and on corrupted images.
 
     By default under 15 common corruptions at five severities. An image's corruption depends on its place in the data
     set, the corruption, the severity and the seed alone.
@@ -89,7 +89,7 @@ def evaluate(
         model: A timm model, or a `Classifier`, which says of any other module how its images are prepared.
         dataset: By index (image, label): a PIL image or a uint8 array (H, W, 3), and a class from 0 on, such as a list,
             or a torchvision data set without transform. None for a published set without its clean images.
-        conditions: `robustness.common(...)`, `Corruptions`, `Published` or `Mollification`.
+        conditions: `robustness.common(...)`, `bar(...)`, `Corruptions`, `Published` or `Mollification`.
         batch_size: Images a batch.
         workers: Processes that read and corrupt images; 0 for this one.
         device: Where it runs; the model's own if None. The model is where it was afterwards.
