@@ -56,7 +56,8 @@ def test_sections_mean_what_the_grammar_says(string, changed):
 
 
 powers = st.floats(0.01, 100)
-temperatures = st.floats(0, 1, allow_subnormal=False)  # torch may take those for 0
+# Nearer to 0 than a draw in float32 can be, torch may lose t: on some CPUs its sine flushes what is subnormal on the way.
+temperatures = st.just(0.0) | st.floats(1e-38, 1)
 
 
 @given(st.sampled_from('xnbe'), powers, powers, temperatures, st.integers(1, 1000))
