@@ -56,7 +56,7 @@ def test_sections_mean_what_the_grammar_says(string, changed):
 
 
 powers = st.floats(0.01, 100)
-# Nearer to 0 than a draw in float32 can be, torch may lose t: on some CPUs its sine flushes what is subnormal on the way.
+# Nearer to 0 than a draw in float32 can be, torch may lose t: on some CPUs its sine flushes subnormal numbers.
 temperatures = st.just(0.0) | st.floats(1e-38, 1)
 
 

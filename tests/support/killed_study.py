@@ -5,10 +5,11 @@ from pathlib import Path
 
 def run_study(grid: Path, output: Path, script: Path, child: list[str], about: dict, begins) -> None:
     """Run a grid with the command `child` in the place of `timm_molly.cli.child`, after setting the event `begins`."""
-    from timm_molly.study import run, runner
+    from timm_molly import files
+    from timm_molly.study import run, runner, script as train_script
     from timm_molly.study.grid import read_grid
 
-    run.CHILD, runner.POLL = child, 0.01
+    train_script.CHILD, run.POLL, files.POLL = child, 0.01, 0.01
     entries = read_grid(grid, {}, {}).entries
     begins.set()
-    runner.run(entries, output, script, about, 3)
+    runner.run_all(entries, output, script, about)

@@ -9,9 +9,8 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,17 +19,22 @@ import yaml
 from timm_molly.errors import UserError
 from timm_molly.files import make_folder, write_json, write_text
 from timm_molly.robustness.report import CLEAN, Report, differences
-from timm_molly.study import NOT_FINITE, UNREADABLE
+from timm_molly.study import NOT_FINITE, UNREADABLE, script
 from timm_molly.study.grid import Entry
 
 PATHS = ('data_dir', 'corrupted_dir', 'class_map')  # that may be elsewhere on another machine
 STATUS = ('finished', 'diverged', 'failed')
-# The command line's, because a train script gets its arguments as a process does.
-CHILD = [sys.executable, '-m', 'timm_molly.cli.child']
+POLL = 0.5  # seconds
 
 
-class Running:
-    """One entry on its way: it is trained, then measured, each by a process of its own.
+def run(
+    entry: Entry,
+    folder: Path,
+    train_py: Path,
+    about: Mapping[str, Any],
+    show: Callable[[str], None] = lambda doing: None,
+) -> dict[str, Any]:
+    """Train an entry, then measure it, each by a process of its own.
 
     Everything is in the folder of the entry, and what is finished there is not done again:
 
@@ -40,113 +44,128 @@ class Running:
         train/          what train.py left; trained.json once it has finished
         report/         of timm-molly validate
         result.json     how it ended
-    """
 
-    def __init__(self, entry: Entry, folder: Path, script: Path, environment: Mapping[str, str]) -> None:
-        self.entry, self.folder, self.script = entry, folder, script
-        self.environment = {**os.environ, **environment}
-        self.log: IO[bytes] = (folder / 'log.txt').open('ab')
-        self.log_start = self.log.tell()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start = time.monotonic()
-        self.epochs = int(entry.train['epochs'])
-        if (folder / 'trained.json').is_file():
-            self._launch('measure')
-        else:
+    Args:
+        entry: What to run.
+        folder: Its folder.
+        train_py: timm's train.py.
+        about: What to know it by, of `ask`.
+        show: Called with what is being done, 'train' or 'measure', twice a second.
+
+    Returns:
+        'status': 'finished', 'diverged' (kept as well: it would diverge again), or 'failed' (tried again by the next
+        start), with its 'reason', and 'training_seconds' where it was trained.
+
+    Raises:
+        UserError: The study cannot write its own files.
+    """
+    claim(entry, folder, about)
+    environment = {
+        **os.environ,
+        **({'OMP_NUM_THREADS': str(entry.threads)} if entry.threads else {}),
+        **script.beside(train_py),
+    }
+    with (folder / 'log.txt').open('ab') as log:
+        start = log.tell()
+        if not (folder / 'trained.json').is_file():
             for name in ('train', 'report'):
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
-            self._launch('train', str(self.script))
+            with _child(log, environment, 'train', str(folder), str(train_py)) as process:
+                failure = _train(process, folder, start, show)
+            if failure:
+                return _result(folder, *failure)
+        with _child(log, environment, 'measure', str(folder)) as process:
+            while process.poll() is None:
+                show('measure')
+                time.sleep(POLL)
+        return _result(folder, *_measured(process.returncode, folder, start))
 
-    def _launch(self, command: str, *words: str) -> None:
-        arguments = [*CHILD, command, str(self.folder), *words]
-        self.command = command
-        # Nobody writes to this pipe: it is closed when the study ends, which ends the child.
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, env=self.environment
-        )
 
-    def poll(self) -> dict[str, Any] | None:
-        """Go on; return the result once there is one."""
-        assert self.process is not None
-        code = self.process.poll()  # before the losses, which are whole only once it has ended
-        if self.command == 'train':
-            return self._poll_training(code)
-        return None if code is None else self._measured(code)
+@contextlib.contextmanager
+def _child(log: IO[bytes], environment: Mapping[str, str], *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that ends with the block, or with this process, however that ended."""
+    # Nobody writes to this pipe: it is closed when this process ends, which ends the child.
+    with subprocess.Popen(
+        [*script.CHILD, *words], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # its loader's workers then end by themselves
 
-    def _poll_training(self, code: int | None) -> dict[str, Any] | None:
-        bad = {epoch: loss for epoch, loss in self.losses().items() if not math.isfinite(loss)}
+
+def _train(
+    process: subprocess.Popen[bytes], folder: Path, start: int, show: Callable[[str], None]
+) -> tuple[str, str] | None:
+    """Wait for a training; return a status and a reason where it has not ended well."""
+    begun = time.monotonic()
+    while True:
+        code = process.poll()  # before the losses, which are whole only once it has ended
+        losses = _losses(folder)
+        bad = {epoch: loss for epoch, loss in losses.items() if not math.isfinite(loss)}
         if bad:
-            self.stop()
             epoch, loss = next(iter(bad.items()))
-            return self._result('diverged', f'the training loss became {loss} in epoch {epoch}')
-        if code:
-            shutil.rmtree(self.folder / 'train', ignore_errors=True)  # on a full disk the others need the space
-            return self._result('failed', f'train.py {self._why(code)}')
-        if code == 0:
-            write_text(self.folder / 'trained.json', json.dumps({'training_seconds': round(self.seconds())}))
-            self._launch('measure')
-        return None
+            return 'diverged', f'the training loss became {loss} in epoch {epoch}'
+        if code is not None:
+            break
+        show('train')
+        time.sleep(POLL)
+    if code:
+        shutil.rmtree(folder / 'train', ignore_errors=True)  # on a full disk the others need the space
+        return 'failed', f'train.py {_why(code, folder, start)}'
+    write_text(folder / 'trained.json', json.dumps({'training_seconds': round(time.monotonic() - begun)}))
+    return None
 
-    def _measured(self, code: int) -> dict[str, Any]:
-        if code:
-            if code == UNREADABLE:
-                (self.folder / 'trained.json').unlink()  # so that the next start trains it again
-            if code > 0 and (self.folder / 'report').exists():
-                shutil.rmtree(self.folder / 'report')  # of what may have been other images, or other packages
-            return self._result('diverged' if code == NOT_FINITE else 'failed', f'validate {self._why(code)}')
-        try:
-            report = Report.load(self.folder / 'report')
-        except UserError as error:
-            return self._result('failed', str(error))
-        if report.not_finite:
-            return self._result('diverged', f'logits that are not finite in {", ".join(report.not_finite)}')
-        return self._result('finished', None)
 
-    def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self.start
+def _measured(code: int, folder: Path, start: int) -> tuple[str, str | None]:
+    """Return the status, and a reason, of a measurement that ended with an exit code."""
+    if code:
+        if code == UNREADABLE:
+            (folder / 'trained.json').unlink()  # so that the next start trains it again
+        if code > 0 and (folder / 'report').exists():
+            shutil.rmtree(folder / 'report')  # of what may have been other images, or other packages
+        return 'diverged' if code == NOT_FINITE else 'failed', f'validate {_why(code, folder, start)}'
+    try:
+        report = Report.load(folder / 'report')
+    except UserError as error:
+        return 'failed', str(error)
+    if report.not_finite:
+        return 'diverged', f'logits that are not finite in {", ".join(report.not_finite)}'
+    return 'finished', None
 
-    def losses(self) -> dict[int, float]:
-        """Training loss by epoch, of those that train.py has written down."""
-        try:
-            with (self.folder / 'train' / 'summary.csv').open(encoding='utf-8', newline='') as file:
-                rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
-                return {int(row['epoch']): float(row['train_loss']) for row in rows}
-        except (OSError, ValueError, KeyError):  # not there yet, or a line is being written
-            return {}
 
-    def epoch(self) -> int:
-        """Number of epochs that are finished, as far as it is known."""
-        return min(1 + max(self.losses(), default=-1), self.epochs)
+def epochs(folder: Path) -> int:
+    """Number of epochs of a training that are finished, as far as it is known."""
+    return 1 + max(_losses(folder), default=-1)
 
-    def stop(self) -> None:
-        """End the process, whose loader's workers then end by themselves."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
 
-    def close(self) -> None:
-        """Let go of files and pipes."""
-        self.log.close()
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
+def _losses(folder: Path) -> dict[int, float]:
+    """Training loss by epoch, of those that train.py has written down."""
+    try:
+        with (folder / 'train' / 'summary.csv').open(encoding='utf-8', newline='') as file:
+            rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
+            return {int(row['epoch']): float(row['train_loss']) for row in rows}
+    except (OSError, ValueError, KeyError):  # not there yet, or a line is being written
+        return {}
 
-    def _why(self, code: int) -> str:
-        """Say why a process ended, by its last line."""
-        with (self.folder / 'log.txt').open('rb') as file:
-            file.seek(self.log_start)
-            lines = file.read().decode(errors='replace').splitlines()
-        said = next((line.strip() for line in reversed(lines) if line.strip()), 'nothing in its log')
-        end = f'was ended by signal {-code}' if code < 0 else f'ended with code {code}'
-        return f'{end}: {said[-300:]}'
 
-    def _result(self, status: str, reason: str | None) -> dict[str, Any]:
-        result: dict[str, Any] = {'status': status, 'reason': reason}
-        with contextlib.suppress(OSError, ValueError):
-            result |= json.loads((self.folder / 'trained.json').read_text())
-        write_json(self.folder / 'result.json', result)
-        return result
+def _why(code: int, folder: Path, start: int) -> str:
+    """Say why a process ended, by the last line of what it wrote from the byte `start` on."""
+    with (folder / 'log.txt').open('rb') as file:
+        file.seek(start)
+        lines = file.read().decode(errors='replace').splitlines()
+    said = next((line.strip() for line in reversed(lines) if line.strip()), 'nothing in its log')
+    end = f'was ended by signal {-code}' if code < 0 else f'ended with code {code}'
+    return f'{end}: {said[-300:]}'
+
+
+def _result(folder: Path, status: str, reason: str | None) -> dict[str, Any]:
+    result: dict[str, Any] = {'status': status, 'reason': reason}
+    with contextlib.suppress(OSError, ValueError):
+        result |= json.loads((folder / 'trained.json').read_text())
+    write_json(folder / 'result.json', result)
+    return result
 
 
 def known(entry: Entry, folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,119 +1,110 @@
-"""Running the entries of a grid, some at once, each finished one kept."""
+"""Running the entries of a grid one after the other, each finished one kept, shared with other such processes."""
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tqdm
 
+from timm_molly.files import locked, try_lock
 from timm_molly.study.grid import Entry
-from timm_molly.study.run import Running, claim, known, moved, say
-from timm_molly.study.script import beside
+from timm_molly.study.run import epochs, known, moved, run, say
 
-POLL = 0.5  # seconds
+Result = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
-def run(
-    entries: Sequence[Entry], output: Path, script: Path, about: Mapping[str, Any], jobs: int
-) -> dict[Entry, dict[str, Any]]:
-    """Run what is not finished yet, and return how each entry ended.
+def kept(entries: Collection[Entry], output: Path, about: Mapping[str, Any]) -> dict[Entry, Result]:
+    """Return how those entries ended that need not be run again, and note how many they are.
+
+    Raises:
+        UserError: A folder holds another training.
+    """
+    results = {entry: known(entry, output / str(entry), about) for entry in entries}
+    found = {entry: result for entry, result in results.items() if result and result['status'] != 'failed'}
+    if found:
+        log.info('%d of %d runs are there already', len(found), len(entries))
+    for line in dict.fromkeys(line for entry in found for line in moved(entry, output / str(entry))):
+        log.info(line)
+    return found
+
+
+def run_all(todo: Sequence[Entry], output: Path, train_py: Path, about: Mapping[str, Any]) -> dict[Entry, Result]:
+    """Run entries, and return how each ended.
+
+    Other processes may do the same at the same time: each entry is run by one of them, and all return the same.
 
     Args:
-        entries: What to run, in this order.
+        todo: What to run, in this order.
         output: Folder of the runs.
-        script: train.py.
+        train_py: timm's train.py.
         about: What to know it by, of `ask`.
-        jobs: How many at once.
 
     Returns:
-        For each entry 'status': 'finished', 'diverged' (kept as well: it would diverge again), or 'failed' (tried
-        again by the next start), with its 'reason', and 'training_seconds' where it was trained.
+        For each entry what `run` returns.
 
     Raises:
         UserError: A folder holds another training, or the study cannot write its own files.
     """
-    earlier = {entry: known(entry, output / str(entry), about) for entry in entries}
-    results = {entry: result for entry, result in earlier.items() if result and result['status'] != 'failed'}
-    todo = [entry for entry in entries if entry not in results]
-    for entry in todo:
-        claim(entry, output / str(entry), about)
-    epochs = sum(entry.train['epochs'] for entry in todo)
-    with tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05) as progress:
-        if results:
-            progress.write(f'{len(results)} of {len(entries)} runs are there already', file=sys.stderr)
-        for line in dict.fromkeys(line for entry in results for line in moved(entry, output / str(entry))):
-            progress.write(line, file=sys.stderr)
-        chosen = any(':' in str(entry.train.get('device')) for entry in entries)  # cuda:1, of all
-        results |= _Loop(todo, output, script, jobs, [] if chosen else visible_devices(jobs), progress).run()
-    return {entry: results[entry] for entry in entries}
+    before = {entry: known(entry, output / str(entry), about) for entry in todo}
+    results = {}
+    with Progress(todo, output) as progress:
+        for entry in _free_ones_first(todo, output):
+            folder = output / str(entry)
+            found = known(entry, folder, about)
+            if not found or found == before[entry]:  # no other process has run it since
+                found = run(entry, folder, train_py, about, partial(progress.show, [entry]))
+            results[entry] = found
+            progress.end(entry, found)
+    return {entry: results[entry] for entry in todo}
 
 
-class _Loop:
-    """Starts runs where there is room, asks them how they are, and shows it."""
-
-    def __init__(
-        self, todo: Sequence[Entry], output: Path, script: Path, jobs: int, devices: Sequence[str], progress: Any
-    ) -> None:
-        self.todo, self.output, self.script = list(todo), output, script
-        self.devices, self.progress = devices, progress
-        self.free = list(range(jobs))
-        self.running: dict[int, Running] = {}
-        self.results: dict[Entry, dict[str, Any]] = {}
-        self.epochs = 0  # of runs that have ended
-
-    def run(self) -> dict[Entry, dict[str, Any]]:
+def _free_ones_first(entries: Iterable[Entry], output: Path) -> Iterator[Entry]:
+    """Yield each entry while its lock is held; those that another process has when it has let go of them."""
+    taken = []
+    for entry in entries:
+        lock = try_lock(output / str(entry) / '.lock')
+        if lock is None:
+            taken.append(entry)
+            continue
         try:
-            while self.todo or self.running:
-                while self.todo and self.free:
-                    self._start(self.todo.pop(0), self.free.pop(0))
-                for slot, each in list(self.running.items()):
-                    result = each.poll()
-                    if result is not None:
-                        self._end(slot, each, result)
-                self._show()
-                if self.running:
-                    time.sleep(POLL)
+            yield entry
         finally:
-            for each in self.running.values():
-                each.stop()
-                each.close()
-        return self.results
-
-    def _start(self, entry: Entry, slot: int) -> None:
-        environment = {'CUDA_VISIBLE_DEVICES': self.devices[slot % len(self.devices)]} if self.devices else {}
-        environment |= {'OMP_NUM_THREADS': str(entry.threads)} if entry.threads else {}
-        self.running[slot] = Running(entry, self.output / str(entry), self.script, environment | beside(self.script))
-
-    def _end(self, slot: int, run: Running, result: dict[str, Any]) -> None:
-        self.results[run.entry] = result
-        self.progress.write(f'{run.entry}: {say(result, run.folder)}', file=sys.stderr)
-        run.close()
-        self.epochs += run.epochs
-        self.free.append(slot)
-        del self.running[slot]
-
-    def _show(self) -> None:
-        before, self.progress.n = self.progress.n, self.epochs + sum(each.epoch() for each in self.running.values())
-        words = ', '.join(f'{each.entry} {each.command}' for each in self.running.values())
-        self.progress.set_postfix_str(words, False)
-        if self.progress.n != before or sys.stderr.isatty():  # a log grows by a line an epoch
-            self.progress.refresh()
+            lock.release()
+    for entry in taken:
+        with locked(output / str(entry) / '.lock'):
+            yield entry
 
 
-def visible_devices(jobs: int) -> list[str]:
-    """GPUs to share the jobs among, by their names for CUDA_VISIBLE_DEVICES; none where there is one or none."""
-    if jobs < 2:
-        return []
-    named = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if named is not None:
-        names = [name.strip() for name in named.split(',') if name.strip()]
-    else:
-        import torch
+class Progress:
+    """A bar over the epochs of what is to be run, and a line for each run that ends."""
 
-        names = [str(i) for i in range(torch.cuda.device_count())]
-    return names if len(names) > 1 else []
+    def __init__(self, todo: Iterable[Entry], output: Path) -> None:
+        self.output = output
+        self.ended = 0
+        epochs = sum(entry.train['epochs'] for entry in todo)
+        self.bar = tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def show(self, running: Collection[Entry], doing: str = '') -> None:
+        """Show how far the runs are that are on their way."""
+        done = [min(epochs(self.output / str(entry)), entry.train['epochs']) for entry in running]
+        before, self.bar.n = self.bar.n, self.ended + sum(done)
+        self.bar.set_postfix_str(f'{", ".join(map(str, running))} {doing}'.strip(), False)
+        if self.bar.n != before or sys.stderr.isatty():  # a log grows by a line an epoch
+            self.bar.refresh()
+
+    def end(self, entry: Entry, result: Result) -> None:
+        """Say how a run ended."""
+        self.bar.write(f'{entry}: {say(result, self.output / str(entry))}', file=sys.stderr)
+        self.ended += entry.train['epochs']

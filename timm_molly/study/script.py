@@ -6,14 +6,17 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from timm_molly.errors import UserError
 from timm_molly.robustness import report
-from timm_molly.study import run
 from timm_molly.study.grid import Entry, hint
+
+# The command line's, because a train script gets its arguments as a process does.
+CHILD = [sys.executable, '-m', 'timm_molly.cli.child']
 
 
 def train_script(given: str | Path | None) -> Path:
@@ -52,7 +55,7 @@ def ask(script: Path) -> tuple[set[str], dict[str, Any]]:
     """
     environment = {**os.environ, **beside(script), 'COLUMNS': '100'}
     asked = subprocess.run(
-        [*run.CHILD, 'about', str(script)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+        [*CHILD, 'about', str(script)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
     )
     found = {name.replace('-', '_') for name in re.findall(r'(?<![\w-])--([A-Za-z][\w-]*)', asked.stdout)}
     if asked.returncode or not {'data_dir', 'model', 'aa', 'experiment'} <= found:
