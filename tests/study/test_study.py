@@ -511,7 +511,7 @@ def study(tmp_path, image_folder, monkeypatch, quick):
 
 
 def test_the_command_writes_and_prints_a_table(study, tmp_path, capsys):
-    assert study('--only', 'plain', '--only', 'plain+molly/0', '--jobs', '2') == 0
+    assert study('--only', 'plain', '--only', 'plain+molly/0') == 0
     said = capsys.readouterr()
     assert 'plain+molly/0: clean error 5.0 %, NLL 0.150, ECE 0.017, corrupted error 12.5 %' in said.err
     out = tmp_path / 'output' / 'study' / 'mine'

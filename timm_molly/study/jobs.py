@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from timm_molly.study.runner import Progress, Result
 
 POLL = 0.5  # seconds
 FOREVER = 60 * 24 * 365  # minutes; submitit would end a local job after two
-DEATH = 30  # seconds that a job outlives its child where a cluster is ending both
+GRACE = 600  # seconds that a job outlives its line where SLURM is about to end both, and requeues a job that it ends
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Line:
         code = subprocess.call(
             self.words, env={name: value for name, value in environment.items() if value is not None}
         )
-        if -code in (signal.SIGTERM, signal.SIGUSR2):  # which this process gets as well, to be requeued
-            time.sleep(DEATH)
+        if os.environ.get('SUBMITIT_EXECUTOR') == 'slurm' and -code in (signal.SIGTERM, signal.SIGUSR2):
+            time.sleep(GRACE)
         return code
 
     def checkpoint(self) -> Any:
@@ -162,6 +162,9 @@ def run_jobs(
                 progress.end(entry, results[entry])
             progress.show(running)
             time.sleep(POLL)
+    for folder in (engine.executor.folder, engine.executor.folder.parent):  # where no log is left
+        with suppress(OSError):
+            folder.rmdir()
     return results
 
 
@@ -178,11 +181,24 @@ def _submit(engine: Engine, todo: Mapping[Entry, tuple[Sequence[str], int]]) -> 
     environments = engine.environments
     every = [Line(words, environments[slot % len(environments)]) for words, slot in todo.values()]
     try:
-        handles = engine.executor.submit_array(every)
+        with _stderr_to_nowhere():  # where submitit's local processes would show a traceback when they are interrupted
+            handles = engine.executor.submit_array(every)
     except _submitit().core.utils.FailedJobError as error:  # of sbatch
         said = [line for line in str(error).splitlines() if 'error' in line]
         raise UserError(f'slurm: the runs cannot be submitted: {(said or [str(error)])[-1].strip()}') from None
     return {entry: _Job(handle, todo[entry][1]) for entry, handle in zip(todo, handles, strict=True)}
+
+
+@contextmanager
+def _stderr_to_nowhere() -> Iterator[None]:
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _no_result(job: _Job, folder: Path) -> Result:
