@@ -65,6 +65,37 @@ def test_corrupting_alone(benchmark, folder, read_each_time, infer):
     benchmark.pedantic(run, rounds=1)
 
 
+class Corrupted(torch.utils.data.Dataset):
+    """All corruptions of all images, as a loop by hand over a loader would have them."""
+
+    def __init__(self, paths):
+        self.images = [Image.open(path).convert('RGB') for path in paths]
+        self.cells = [(name, severity) for name in C.COMMON for severity in C.SEVERITIES]
+
+    def __len__(self):
+        return len(self.cells) * len(self.images)
+
+    def __getitem__(self, index):
+        cell, i = divmod(index, len(self.images))
+        x = np.asarray(C.corrupt(self.images[i], *self.cells[cell], 'cifar-c', i))
+        return torch.from_numpy(x.copy()).permute(2, 0, 1).float().div(255)
+
+
+@pytest.mark.benchmark(group='report of 1,000 images')
+def test_loop_by_hand(benchmark, folder):
+    """Corrupt in as many processes as the report, and infer in this one, without a figure."""
+    paths = sorted((folder / 'validation').rglob('*.png'))
+    warm_up()
+    model = timm.create_model('test_resnet', num_classes=10).eval()
+
+    def run():
+        with torch.inference_mode():
+            for batch in torch.utils.data.DataLoader(Corrupted(paths), batch_size=256, num_workers=PROCESSES):
+                model(batch)
+
+    benchmark.pedantic(run, rounds=1)
+
+
 @pytest.mark.benchmark(group='report of 1,000 images')
 def test_report(benchmark, folder, tmp_path):
     weights = tmp_path / 'weights.pth'
