@@ -4,6 +4,7 @@ Each corruption and size is a group, so that the table shows ratios.
 """
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from support.corruptions import COMMON, HELD_OUT, corrupt
@@ -41,3 +42,40 @@ def test_timm_molly(benchmark, name, image):
 def test_published(benchmark, name, image):
     function = load(SCRIPTS[benchmark.extra_info['table']])[name]
     benchmark.pedantic(function, (image, 3), rounds=3, warmup_rounds=1)
+
+
+def all_15(function):
+    """Corrupt an image of 224 pixels by each of the 15 at each severity."""
+    image = photograph(224)
+    for name in COMMON:
+        for severity in range(1, 6):
+            function(image, name, severity)
+
+
+@pytest.mark.benchmark(group='the 15 at five severities, 224 px')
+def test_timm_molly_all(benchmark):
+    benchmark.pedantic(
+        all_15,
+        (lambda image, name, severity: corrupt(image, name, severity, 'imagenet-c', 0),),
+        rounds=3,
+        warmup_rounds=1,
+    )
+
+
+@pytest.mark.benchmark(group='the 15 at five severities, 224 px')
+def test_imagecorruptions_all(benchmark):
+    from imagecorruptions import corrupt as by_name
+
+    def function(image, name, severity):
+        return by_name(np.asarray(image), severity, name)
+
+    benchmark.pedantic(all_15, (function,), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group='the 15 at five severities, 224 px')
+@needs_reference
+def test_published_all(benchmark):
+    functions = load(SCRIPTS['imagenet-c'])
+    benchmark.pedantic(
+        all_15, (lambda image, name, severity: functions[name](image, severity),), rounds=1, warmup_rounds=1
+    )
