@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,12 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """Error, NLL and ECE of each, and their differences to the first; the first row is the head."""
-        letters = self._letters()
-        head = ['']
-        for metric in METRICS:
-            head += [f'{render.HEADINGS[metric]} {letter}' for letter in letters]
-            head += [f'{letter} - {letters[0]}' for letter in letters[1:]]
-        rows: list[Row] = [head]
-        for lines in zip(*map(render.summary_rows, self.reports), strict=True):
-            row = [lines[0][0]]
-            for metric in METRICS:
-                numbers = [of[metric] for _, of in lines]
-                row += [number(metric, n) for n in numbers]
-                row += [
-                    '' if n != n or numbers[0] != numbers[0] else number(metric, n - numbers[0], sign=True)
-                    for n in numbers[1:]
-                ]
-            rows.append(row)
+        """Error, NLL, ECE and AURC of each, and their differences to the first; the first row is the head.
+
+        AURC is there if all reports have it: those of an older version do not.
+        """
+        ranked = all(cell.aurc == cell.aurc for report in self.reports for cell in report.cells.values() if cell.images)
+        rows = _side_by_side(self.reports, (*METRICS, 'aurc') if ranked else METRICS, self._letters())
         for heading, values in (
             ('mCE %', [r.mce for r in self.reports]),
             ('relative mCE %', [r.relative_mce for r in self.reports]),
@@ -57,11 +46,22 @@ class Comparison:
             if len(known) == len(values):
                 row = [heading, *(number('error', v) for v in known)]
                 row += [number('error', v - known[0], sign=True) for v in known[1:]]
-                rows.append(row + [''] * (len(head) - len(row)))
+                rows.append(row + [''] * (len(rows[0]) - len(row)))
         return rows
 
+    def after(self, by: str) -> list[Row]:
+        """NLL and ECE likewise, after the temperature of each.
+
+        Args:
+            by: What the temperatures were fitted on, 'clean' or 'trained'.
+
+        Raises:
+            UserError: A report has none.
+        """
+        return _side_by_side([report.scaled(by) for report in self.reports], ('nll', 'ece'), self._letters())
+
     def __str__(self) -> str:
-        return f'{self._above()}\n\n{aligned(self.rows)}'
+        return self._tables(aligned)
 
     def save(self, folder: str | Path) -> None:
         """Write compare.md and compare.png.
@@ -71,9 +71,18 @@ class Comparison:
         """
         picture = figures.comparison(self.reports, self.names)  # first, since it may need what is not there
         folder = make_folder(Path(folder))
-        table = f'{self._above()}\n\n{markdown_table(self.rows)}'
-        write_text(folder / 'compare.md', f'{table}\n\n![comparison](compare.png)\n')
+        write_text(folder / 'compare.md', f'{self._tables(markdown_table)}\n\n![comparison](compare.png)\n')
         save_figure(picture, folder / 'compare.png')
+
+    def _tables(self, table: Callable[[Sequence[Row]], str]) -> str:
+        parts = [self._above(), table(self.rows)]
+        temperatures = [report.temperatures for report in self.reports]
+        for by, name in render.SCALED.items():
+            fitted = [getattr(each, by) for each in temperatures if each]
+            if len(fitted) == len(self.reports):
+                each = ', '.join(f'{letter}: T={t:.3f}' for letter, t in zip(self._letters(), fitted, strict=True))
+                parts += [f'After one temperature, fitted on {name} ({each}):', table(self.after(by))]
+        return '\n\n'.join(parts)
 
     def _letters(self) -> list[str]:
         return [chr(ord('A') + i) for i in range(len(self.reports))]
@@ -81,6 +90,25 @@ class Comparison:
     def _above(self) -> str:
         key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), self.names, strict=True))
         return f'{render.subject(self.reports[0])}\n\n{key}'
+
+
+def _side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Sequence[str]) -> list[Row]:
+    head = ['']
+    for metric in metrics:
+        head += [f'{render.HEADINGS[metric]} {letter}' for letter in letters]
+        head += [f'{letter} - {letters[0]}' for letter in letters[1:]]
+    rows: list[Row] = [head]
+    for lines in zip(*map(render.summary_rows, reports), strict=True):
+        row = [lines[0][0]]
+        for metric in metrics:
+            numbers = [of[metric] for _, of in lines]
+            row += [number(metric, n) for n in numbers]
+            row += [
+                '' if n != n or numbers[0] != numbers[0] else number(metric, n - numbers[0], sign=True)
+                for n in numbers[1:]
+            ]
+        rows.append(row)
+    return rows
 
 
 def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Comparison:

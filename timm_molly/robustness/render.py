@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 HEADINGS |= {'adaptive_ece': 'adaptive ECE', 'aurc': 'AURC', 'e_aurc': 'E-AURC'}
-SCALED = ('clean', 'trained')  # what temperatures are fitted on
+# What temperatures are fitted on.
+SCALED = {'clean': 'held-out images', 'trained': 'held-out images, clean, noised and blurred'}
 LETTER = ('error', 'nll', 'ece', 'confidence')  # of a table that has to be narrow
 
 
