@@ -80,7 +80,7 @@ class Mollify:
         """
         check_images(x)
         self._check_splits(x)
-        rng = self._rng()
+        rng = self.rng()
         return self.apply(x, target, *self.draw(len(x) // self.num_splits, rng), rng)
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[str, Tensor]:
@@ -125,7 +125,7 @@ class Mollify:
             As `__call__`.
         """
         check_images(x)
-        _check_target(target, len(x))
+        check_target(target, len(x))
         if not isinstance(roles, str) or not roles or set(roles) - set(ROLES):
             raise ValueError(f'roles must be one or more of the letters {", ".join(ROLES)}, got {roles!r}')
         self._check_splits(x)
@@ -139,25 +139,45 @@ class Mollify:
             raise ValueError(
                 'x must not be an expanded tensor, which holds pixels once for several: give x.contiguous()'
             )
-        turns = [(role, slice(i, None, len(roles))) for i, role in enumerate(roles) if role != 'x']
-        gamma = torch.zeros_like(t)
-        for role, turn in turns:
-            gamma[turn] = self.config.gamma(role, t[turn])
-        gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
-        smoothed = CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
+        smoothed = self.lower(target, roles, t)
+        rng = rng or self.rng()
+        source = noise_source(x.device, rng)
         t = t.to(x.device, non_blocking=True)
-        source: np.random.Generator | torch.Generator
-        source = rng = rng or self._rng()
-        if x.device.type != 'cpu':  # noise is drawn on the device of x, where a generator of the CPU cannot go
-            source = torch.Generator(x.device).manual_seed(int(rng.integers(2**63 - 1)))
-        count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
         for view in x.chunk(self.num_splits):
-            for role, turn in turns:
-                for part, part_t in zip(torch.split(view[turn], count), torch.split(t[turn], count), strict=True):
-                    self._degrade(role, part, part_t, source)
+            for role, turn in turns(roles):
+                self.degrade(role, view[turn], t[turn], source)
         return x, smoothed
 
-    def _rng(self) -> np.random.Generator:
+    def lower(self, target: Tensor, roles: str, t: Tensor) -> Tensor | CoupledTarget:
+        """Lower the labels of a batch by as much as its images are degraded; arguments and result as of `apply`."""
+        gamma = torch.zeros_like(t)
+        for role, turn in turns(roles):
+            gamma[turn] = self.config.gamma(role, t[turn])
+        gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
+        return CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
+
+    def degrade(self, role: str, x: Tensor, t: Tensor, source: np.random.Generator | torch.Generator) -> None:
+        """Degrade images of one role in place.
+
+        Args:
+            role: 'n', 'b' or 'e'.
+            x: Images (B, C, H, W).
+            t: Temperatures (B,) on the device of `x`.
+            source: Of the noise, of `noise_source`.
+        """
+        count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
+        for part, part_t in zip(torch.split(x, count), torch.split(t, count), strict=True):
+            if role == 'b':
+                blur(part, part_t, self.config.min_scale, out=part)
+                continue
+            if isinstance(source, torch.Generator):
+                eps = torch.empty_like(part).normal_(generator=source)
+            else:
+                eps = standard_normal(part.shape, source)
+            noise(part, part_t if role == 'n' else torch.ones_like(part_t), eps, out=part)
+
+    def rng(self) -> np.random.Generator:
+        """A source of draws that follows torch's generators."""
         seed = torch.randint(2**63 - 1, (), generator=self.generator, device='cpu')
         return np.random.default_rng(int(seed))
 
@@ -165,16 +185,17 @@ class Mollify:
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
 
-    def _degrade(self, role: str, x: Tensor, t: Tensor, source: np.random.Generator | torch.Generator) -> None:
-        """Degrade images in place."""
-        if role == 'b':
-            blur(x, t, self.config.min_scale, out=x)
-            return
-        if isinstance(source, torch.Generator):
-            eps = torch.empty_like(x).normal_(generator=source)
-        else:
-            eps = standard_normal(x.shape, source)
-        noise(x, t if role == 'n' else torch.ones_like(t), eps, out=x)
+
+def turns(roles: str) -> list[tuple[str, slice]]:
+    """The images of a batch that each letter degrades."""
+    return [(role, slice(i, None, len(roles))) for i, role in enumerate(roles) if role != 'x']
+
+
+def noise_source(device: torch.device, rng: np.random.Generator) -> np.random.Generator | torch.Generator:
+    """What noise on a device is drawn from: a generator of the CPU cannot go to another."""
+    if device.type == 'cpu':
+        return rng
+    return torch.Generator(device).manual_seed(int(rng.integers(2**63 - 1)))
 
 
 def check_distribution(target: Tensor) -> None:
@@ -190,7 +211,7 @@ def check_distribution(target: Tensor) -> None:
         )
 
 
-def _check_target(target: Tensor, batch_size: int) -> None:
+def check_target(target: Tensor, batch_size: int) -> None:
     if not isinstance(target, Tensor) or target.ndim not in (1, 2) or len(target) != batch_size:
         raise ValueError(
             f'target must be class indices ({batch_size},) or soft labels ({batch_size}, K) '

@@ -164,20 +164,6 @@ def test_a_loader_imported_before_registering_says_so(image_folder):
         create_loader(dataset, (3, 32, 32), 8, is_training=True, auto_augment='molly')
 
 
-@pytest.mark.skipif(not hasattr(timm.data, 'create_naflex_loader'), reason='this timm has no NaFlex loader')
-def test_naflex_loaders_are_refused(image_folder):
-    dataset = create_dataset('', root=str(image_folder), split='train')
-    with pytest.raises(ValueError, match='without --naflex-loader'):
-        timm.data.create_naflex_loader(
-            dataset,
-            patch_size=16,
-            train_seq_lens=(16,),
-            is_training=True,
-            auto_augment='molly',
-            device=torch.device('cpu'),
-        )
-
-
 def test_multi_label_data_sets_are_refused_before_training(make, image_folder):
     targets = pytest.importorskip('timm.data.target_transforms')
     dataset = create_dataset('', root=str(image_folder), split='train')

@@ -28,9 +28,12 @@ class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_mollify = mollify
         self._self_checked = False
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | CoupledTarget]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor | CoupledTarget]]:
         for x, target in self.__wrapped__:
             if not self._self_checked and target.ndim == 2 and target.device.type != 'cpu':
                 check_distribution(target.float())  # waits for the device, so once; on the CPU it is done every time
                 self._self_checked = True
-            yield self._self_mollify(x, target)
+            yield self._mollified(x, target)
+
+    def _mollified(self, x: Any, target: Tensor) -> tuple[Any, Tensor | CoupledTarget]:
+        return self._self_mollify(x, target)

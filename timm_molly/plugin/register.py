@@ -1,7 +1,7 @@
-"""The way into timm: a `timm.data.create_loader` that understands `auto_augment='molly'`.
+"""The way into timm: a `timm.data.create_loader` that understands `auto_augment='molly'`, and a `create_naflex_loader`.
 
-Every train script makes its loader with that function and passes it `--aa`, so this is the only function of timm that
-is replaced. Its own part of the string goes to `Mollify`, the rest to timm.
+Every train script makes its loader with one of them and passes it `--aa`, so these are the only functions of timm that
+are replaced. Their own part of the string goes to `Mollify`, the rest to timm.
 
 One guard stands behind it: molly that reaches timm's image transforms, which see no labels, got there by a way that
 cannot work, and is told so instead of timm's "unknown policy".
@@ -57,8 +57,9 @@ def install(timm_data: ModuleType) -> None:
     for module, name in _places(timm_data):
         function = getattr(module, name)
         if not hasattr(function, '_timm_molly'):
-            wrapper = _mollified if name == 'create_loader' else _refusing
-            setattr(module, name, wrapper(function))
+            guard = name == 'transforms_imagenet_train'
+            wrapper = _refusing(function) if guard else _mollified(function, naflex=name == 'create_naflex_loader')
+            setattr(module, name, wrapper)
     if not hasattr(timm_data, 'create_loader'):
         raise PackageError(
             f'timm {_timm_version()} has no timm.data.create_loader, which --aa molly needs: '
@@ -80,17 +81,20 @@ def add_models() -> None:
 
 
 def _places(timm_data: ModuleType) -> list[tuple[ModuleType, str]]:
-    """List the names that are replaced: `create_loader` where scripts import it from, and the guard."""
+    """List the names that are replaced: the loaders' factories where scripts import them from, and the guard."""
     places = [
         (timm_data, 'create_loader'),
+        (timm_data, 'create_naflex_loader'),
         (importlib.import_module('timm.data.loader'), 'create_loader'),
         (importlib.import_module('timm.data.transforms_factory'), 'transforms_imagenet_train'),
     ]
+    if hasattr(timm_data, 'create_naflex_loader'):
+        places.append((importlib.import_module('timm.data.naflex_loader'), 'create_naflex_loader'))
     return [(module, name) for module, name in places if hasattr(module, name)]
 
 
-def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap timm's `create_loader`."""
+def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[..., Any]:
+    """Wrap timm's `create_loader` or `create_naflex_loader`."""
     signature = inspect.signature(create_loader)
 
     @functools.wraps(create_loader)
@@ -109,7 +113,9 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
         options = arguments.arguments
         _check_timm()
         _check_single_label(options)
-        _check_scale(config, options)
+        _check_scale(config, _shortest_sides(options) if naflex else _longer_sides(options))
+        if naflex and options['is_training'] and not options['use_prefetcher']:
+            raise UserError(f'--aa {aa} with the NaFlex loader needs the prefetcher: train without --no-prefetcher')
         loader = create_loader(*arguments.args, **arguments.kwargs)
         if not options['is_training']:
             return loader
@@ -124,13 +130,20 @@ def _mollified(create_loader: Callable[..., Any]) -> Callable[..., Any]:
         from timm_molly.mollify import Mollify
         from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
 
-        num_splits = max(1, options['num_aug_splits'])
+        mollify = Mollify(config, max(1, options['num_aug_splits']))
         _log(
             f'Mollification is on: {config} (roles {" ".join(config.roles)}, '
             f't ~ Beta({config.alpha:g}, {config.beta:g}), label power {config.noise_power:g} for noise, '
             f'{config.blur_power:g} for blur). Stacks with: {_stack(options)}.'
         )
-        return MollyLoader(loader, Mollify(config, num_splits))
+        if not naflex:
+            return MollyLoader(loader, mollify)
+
+        from timm_molly.plugin.naflex import NaFlexMollyLoader
+
+        size = options['patch_size'] or 16  # timm's own default; not looked at where there are several
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        return NaFlexMollyLoader(loader, mollify, sides, options.get('patchify_channels_last', True))
 
     wrapper._timm_molly = True  # type: ignore[attr-defined]
     return wrapper
@@ -146,8 +159,8 @@ def _refusing(transforms: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(aa, str) and 'molly' in aa.lower():
             raise UserError(
                 f"auto_augment={aa!r} reached timm's image transforms, which cannot mollify because they see no "
-                f'label: use timm.data.create_loader imported after timm_molly is registered (train.py --aa molly, '
-                f'without --naflex-loader, whose batches are not images), or timm_molly.Mollify on your own batches'
+                f'label: use timm.data.create_loader or create_naflex_loader, imported after timm_molly is registered '
+                f'(train.py --aa molly), or timm_molly.Mollify on your own batches'
             )
         return transforms(*args, **kwargs)
 
@@ -162,26 +175,35 @@ def _check_single_label(options: dict[str, Any]) -> None:
         if type(getattr(dataset, 'target_transform', None)).__name__ == 'MultiLabelTarget':
             break
         dataset = getattr(dataset, 'dataset', None)
-    if dataset is not None or getattr(options['collate_fn'], 'multi_label', False):
+    if dataset is not None or getattr(options.get('collate_fn') or options.get('mixup_fn'), 'multi_label', False):
         raise UserError(
             'mollification smooths one label an image towards the uniform distribution, which has no meaning for '
             'multi-label targets: train without --aa molly'
         )
 
 
-def _check_scale(config: MollyConfig, options: dict[str, Any]) -> None:
+def _check_scale(config: MollyConfig, sides: list[int]) -> None:
     """Refuse a smallest blur that is wider than the images will be."""
-    for size in options.get('input_size_choices') or [options['input_size']]:
-        side = size if isinstance(size, int) else max(size[-2:])
-        if config.min_scale > side:
-            raise UserError(
-                f'the smallest blur of {str(config)!r}, section s, is {config.min_scale:g} pixels, '
-                f'more than the side of the images, {side}'
-            )
+    if config.min_scale > min(sides):
+        raise UserError(
+            f'the smallest blur of {str(config)!r}, section s, is {config.min_scale:g} pixels, '
+            f'more than the side of the images, {min(sides)}'
+        )
+
+
+def _longer_sides(options: dict[str, Any]) -> list[int]:
+    sizes = options.get('input_size_choices') or [options['input_size']]
+    return [size if isinstance(size, int) else max(size[-2:]) for size in sizes]
+
+
+def _shortest_sides(options: dict[str, Any]) -> list[int]:
+    """Of NaFlex images, which may be as small as a patch."""
+    sizes = options['patch_size_choices'] or [options['patch_size'] or 16]
+    return [size if isinstance(size, int) else max(size) for size in sizes]
 
 
 def _stack(options: dict[str, Any]) -> str:
-    mixup = options['collate_fn']
+    mixup: Any = options.get('collate_fn') or options.get('mixup_fn')
     parts = [
         options['auto_augment'],
         getattr(mixup, 'mixup_alpha', 0) and f'mixup {mixup.mixup_alpha:g}',
