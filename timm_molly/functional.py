@@ -237,6 +237,34 @@ def smooth(y: Tensor, gamma: Tensor) -> Tensor:
     return ((1 - gamma) * y + gamma / y.shape[1]).to(y.dtype)
 
 
+def smooth_multi_label(y: Tensor, gamma: Tensor) -> Tensor:
+    """Move independent labels, each present or absent, towards 1/2: `(1 - gamma) * y + gamma / 2`.
+
+    Each label is a distribution over two outcomes, and `smooth` with K = 2 on it: a label that is present keeps
+    `confidence(gamma, 2)`.
+
+    Args:
+        y: Multi-label targets (B, K), floating point in [0, 1].
+        gamma: Weights of the uniform part (B,), floating point in [0, 1].
+
+    Returns:
+        Labels like `y`.
+
+    Raises:
+        ValueError: A shape, dtype or value is not as above.
+
+    Example:
+        >>> smooth_multi_label(torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([0.2]))
+        tensor([[0.9000, 0.1000, 0.9000]])
+    """
+    if y.ndim != 2 or not y.is_floating_point():
+        raise ValueError(f'y must hold multi-label targets (B, K) of a floating-point dtype, got {describe(y)}')
+    _check_values('y', y)
+    check_unit_interval('gamma', gamma, len(y))
+    gamma = gamma.to(_compute_dtype(y))[:, None]
+    return ((1 - gamma) * y + gamma / 2).to(y.dtype)
+
+
 def check_images(x: Tensor) -> None:
     """Raise a ValueError unless `x` is a floating-point image batch (B, C, H, W) with at least one pixel an image."""
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or 0 in x.shape[1:]:

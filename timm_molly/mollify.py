@@ -15,9 +15,10 @@ from timm_molly.functional import (
     describe,
     noise,
     smooth,
+    smooth_multi_label,
 )
 from timm_molly.gaussian import standard_normal
-from timm_molly.target import CoupledTarget
+from timm_molly.target import CoupledTarget, SoftMultiLabel
 
 # Numbers degraded at a time: few, so that what is half done takes little memory beside the batch, and on a CPU stays in
 # its cache; more on a GPU, where every operation costs a launch.
@@ -33,6 +34,8 @@ class Mollify:
             views of an image share role and t (each has its own noise), so that a consistency loss compares equals.
         generator: Source of the random draws, on the CPU; by default torch's global generators (`torch.manual_seed`).
             The same seed gives the same batch.
+        multi_label: Whether targets are independent labels, each present or absent, as timm 1.0.31 trains them. Each
+            moves towards 1/2 instead of all together towards the uniform distribution.
 
     Raises:
         ValueError: A value is not as above.
@@ -51,6 +54,7 @@ class Mollify:
         config: MollyConfig | str | None = None,
         num_splits: int = 1,
         generator: torch.Generator | None = None,
+        multi_label: bool = False,
     ) -> None:
         if isinstance(config, str):
             config = MollyConfig.from_string(config)
@@ -61,6 +65,7 @@ class Mollify:
         self.config = config or MollyConfig()
         self.num_splits = num_splits
         self.generator = generator
+        self.multi_label = multi_label
 
     def __repr__(self) -> str:
         return f'Mollify({self.config}, num_splits={self.num_splits})'
@@ -70,10 +75,11 @@ class Mollify:
 
         Args:
             x: Normalised images (B, C, H, W), floating point, on any device. Changed in place, as by timm's Mixup.
-            target: Class indices (B,), or soft labels (B, K) whose rows sum to one.
+            target: Class indices (B,), or soft labels (B, K) whose rows sum to one; with `multi_label` labels (B, K) in
+                [0, 1].
 
         Returns:
-            `x`, and a `CoupledTarget` for class indices or soft labels (B, K) for soft labels.
+            `x`, and a `CoupledTarget` for class indices, soft labels (B, K) for soft labels, or `SoftMultiLabel` ones.
 
         Raises:
             ValueError: A shape, dtype or value is not as above, or B is not a multiple of `num_splits`.
@@ -125,7 +131,7 @@ class Mollify:
             As `__call__`.
         """
         check_images(x)
-        check_target(target, len(x))
+        self.check_target(target, len(x))
         if not isinstance(roles, str) or not roles or set(roles) - set(ROLES):
             raise ValueError(f'roles must be one or more of the letters {", ".join(ROLES)}, got {roles!r}')
         self._check_splits(x)
@@ -154,6 +160,8 @@ class Mollify:
         for role, turn in turns(roles):
             gamma[turn] = self.config.gamma(role, t[turn])
         gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
+        if self.multi_label:
+            return smooth_multi_label(target, gamma).as_subclass(SoftMultiLabel)
         return CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)
 
     def degrade(self, role: str, x: Tensor, t: Tensor, source: np.random.Generator | torch.Generator) -> None:
@@ -181,6 +189,33 @@ class Mollify:
         seed = torch.randint(2**63 - 1, (), generator=self.generator, device='cpu')
         return np.random.default_rng(int(seed))
 
+    def check_target(self, target: Tensor, batch_size: int) -> None:
+        """Raise a ValueError unless a target is as in `__call__`; values are looked at on the CPU only."""
+        dims = (2,) if self.multi_label else (1, 2)
+        if not isinstance(target, Tensor) or target.ndim not in dims or len(target) != batch_size:
+            wanted = (
+                f'{"" if self.multi_label else f"class indices ({batch_size},) or "}{self._labels} ({batch_size}, K)'
+            )
+            raise ValueError(f'target must be {wanted} for {batch_size} images, got {describe(target)}')
+        if target.ndim == 2:
+            if not target.is_floating_point():
+                raise ValueError(
+                    f'target (B, K) must hold {self._labels} of a floating-point dtype, got {describe(target)}'
+                )
+            if target.device.type == 'cpu':
+                self.check_values(target)
+
+    def check_values(self, target: Tensor) -> None:
+        """Raise a ValueError unless soft labels (B, K) are distributions, or labels in [0, 1]; reads the values."""
+        if not self.multi_label:
+            check_distribution(target)
+        elif len(target) and not (target.min() >= 0 and target.max() <= 1):
+            raise ValueError('target (B, K) must hold multi-label targets in [0, 1]')
+
+    @property
+    def _labels(self) -> str:
+        return 'multi-label targets' if self.multi_label else 'soft labels'
+
     def _check_splits(self, x: Tensor) -> None:
         if len(x) % self.num_splits:
             raise ValueError(f'a batch of {len(x)} images cannot be {self.num_splits} augmentation splits')
@@ -207,18 +242,5 @@ def check_distribution(target: Tensor) -> None:
         worst = total[(total - 1).abs().argmax()].item()
         raise ValueError(
             'target (B, K) must hold soft labels, each row summing to 1, got a row that sums to '
-            f'{worst:g}. Multi-label targets cannot be mollified: train without --aa molly'
+            f'{worst:g}. For multi-label targets: Mollify(..., multi_label=True)'
         )
-
-
-def check_target(target: Tensor, batch_size: int) -> None:
-    if not isinstance(target, Tensor) or target.ndim not in (1, 2) or len(target) != batch_size:
-        raise ValueError(
-            f'target must be class indices ({batch_size},) or soft labels ({batch_size}, K) '
-            f'for {batch_size} images, got {describe(target)}'
-        )
-    if target.ndim == 2:
-        if not target.is_floating_point():
-            raise ValueError(f'target (B, K) must hold soft labels of a floating-point dtype, got {describe(target)}')
-        if target.device.type == 'cpu':
-            check_distribution(target)

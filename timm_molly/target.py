@@ -31,6 +31,17 @@ class NoSoftMeaningError(TypeError, AttributeError):
         hint = _ACCURACY[0].upper() + _ACCURACY[1:] if name in _COMPARISONS else f'{_LOSSES}; {_ACCURACY}'
         super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {hint}.')
 
+    @classmethod
+    def of_multi_label(cls, operation: str) -> NoSoftMeaningError:
+        """The error of `SoftMultiLabel`."""
+        error = cls.__new__(cls)
+        error.args = (
+            f'mollified multi-label targets do not support {operation}, which would make them 0 and 1 again. Losses '
+            "that work: timm's bce (without a target threshold), asl, poly and db; not twoway and zlpr, which take "
+            'hard labels alone. For the labels that are present, compare target.as_subclass(torch.Tensor)',
+        )
+        return error
+
 
 class CoupledTarget:
     """Class indices (B,) and gamma (B,), meaning the soft label `(1 - gamma) * onehot + gamma / K`.
@@ -196,6 +207,39 @@ for _operator in ('eq', 'ne', 'lt', 'le', 'gt', 'ge', 'neg', 'invert', 'float', 
 for _operator in ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'matmul', 'and', 'or', 'xor'):
     setattr(CoupledTarget, f'__{_operator}__', _refuse(_operator))
     setattr(CoupledTarget, f'__r{_operator}__', _refuse(_operator))
+
+
+class SoftMultiLabel(Tensor):
+    """Multi-label targets (B, K) that were moved towards 1/2: a tensor that refuses to be cut back to 0 and 1.
+
+    A loss that asks which labels are above a threshold would undo the coupling without a word: timm's `TwoWayLoss` and
+    `ZlprLoss`, which take no soft labels, and `BinaryCrossEntropy` with a target threshold. For the labels that are
+    present, compare `target.as_subclass(torch.Tensor)`.
+
+    Example:
+        >>> target = torch.tensor([[0.9, 0.1]]).as_subclass(SoftMultiLabel)
+        >>> torch.nn.functional.binary_cross_entropy_with_logits(torch.zeros(1, 2), target)
+        tensor(0.6931)
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, '__name__', str(func))
+        if name.strip('_') in _HARDENING:
+            raise NoSoftMeaningError.of_multi_label(name)
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return result.as_subclass(cls) if name in _MOVING and isinstance(result, Tensor) else result
+
+
+_HARDENING = _COMPARISONS | {'greater', 'greater_equal', 'less', 'less_equal', 'round', 'bool', 'long', 'int', 'topk'}
+_MOVING = {'to', 'cuda', 'cpu', 'float', 'double', 'half', 'bfloat16', 'clone', 'contiguous', 'detach', '__getitem__'}
 
 
 # The operations that losses use on an index target, each read as "index by a soft label".

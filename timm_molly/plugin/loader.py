@@ -8,7 +8,7 @@ from typing import Any
 import wrapt
 from torch import Tensor
 
-from timm_molly.mollify import Mollify, check_distribution
+from timm_molly.mollify import Mollify
 from timm_molly.target import CoupledTarget
 
 
@@ -31,7 +31,9 @@ class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[tuple[Any, Tensor | CoupledTarget]]:
         for x, target in self.__wrapped__:
             if not self._self_checked and target.ndim == 2 and target.device.type != 'cpu':
-                check_distribution(target.float())  # waits for the device, so once; on the CPU it is done every time
+                self._self_mollify.check_values(
+                    target.float()
+                )  # waits for the device, so once; on the CPU it is done every time
                 self._self_checked = True
             yield self._mollified(x, target)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from timm_molly.errors import UserError
-from timm_molly.mollify import Mollify, check_target, noise_source, turns
+from timm_molly.mollify import Mollify, noise_source, turns
 from timm_molly.plugin.loader import MollyLoader
 from timm_molly.target import CoupledTarget
 
@@ -56,7 +56,7 @@ def mollify_patches(
         UserError: The patches of an image are not a rectangle.
     """
     patches = batch['patches']
-    check_target(target, len(patches))
+    mollify.check_target(target, len(patches))
     # The only wait for the device.
     last = (batch['patch_coord'] * batch['patch_valid'][..., None]).amax(1)
     grids = torch.cat([last + 1, batch['patch_valid'].sum(1, keepdim=True)], 1).tolist()
@@ -78,7 +78,7 @@ def mollify_patches(
         order = order.pin_memory()  # so that the copy does not wait
     order, t = (value.to(patches.device, non_blocking=True) for value in (order, t))
     for (role, rows, columns), index in zip(
-        groups, order.split([len(group) for group in groups.values()]), strict=True
+        groups, torch.split(order, [len(group) for group in groups.values()]), strict=True
     ):
         images = patches[:, : rows * columns]
         joined = _join(images[index], rows, columns, patch_size, channels_last)
@@ -90,15 +90,17 @@ def mollify_patches(
 def _join(patches: Tensor, rows: int, columns: int, patch_size: tuple[int, int], channels_last: bool) -> Tensor:
     """Put images (B, C, H, W) together from their patches."""
     if patches.ndim == 3:
-        sides = (*patch_size, -1) if channels_last else (-1, *patch_size)
-        patches = patches.unflatten(2, sides)
-    patches = patches.unflatten(1, (rows, columns))  # (B, rows, columns, and height, width, C or C, height, width)
+        flat = (*patch_size, -1) if channels_last else (-1, *patch_size)
+        patches = patches.reshape(*patches.shape[:2], *flat)
+    # (B, rows, columns, and height, width, C or C, height, width)
+    patches = patches.reshape(len(patches), rows, columns, *patches.shape[2:])
     patches = patches.permute(0, 5, 1, 3, 2, 4) if channels_last else patches.permute(0, 3, 1, 4, 2, 5)
     return patches.flatten(4, 5).flatten(2, 3)
 
 
 def _cut(images: Tensor, patch: torch.Size, rows: int, columns: int, channels_last: bool) -> Tensor:
     """Cut images up again into (B, N, *patch)."""
-    parts = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, rows, height, columns, width)
+    batch_size, channels, height, width = images.shape
+    parts = images.reshape(batch_size, channels, rows, height // rows, columns, width // columns)
     parts = parts.permute(0, 2, 4, 3, 5, 1) if channels_last else parts.permute(0, 2, 4, 1, 3, 5)
-    return parts.flatten(1, 2).reshape(len(images), -1, *patch)
+    return parts.reshape(batch_size, rows * columns, *patch)

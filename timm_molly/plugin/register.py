@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import re
@@ -112,7 +113,7 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
         arguments.arguments['auto_augment'] = rest
         options = arguments.arguments
         _check_timm()
-        _check_single_label(options)
+        multi_label = _multi_label(options)
         _check_scale(config, _shortest_sides(options) if naflex else _longer_sides(options))
         if naflex and options['is_training'] and not options['use_prefetcher']:
             raise UserError(f'--aa {aa} with the NaFlex loader needs the prefetcher: train without --no-prefetcher')
@@ -130,11 +131,12 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
         from timm_molly.mollify import Mollify
         from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
 
-        mollify = Mollify(config, max(1, options['num_aug_splits']))
+        mollify = Mollify(config, max(1, options['num_aug_splits']), multi_label=multi_label)
         _log(
             f'Mollification is on: {config} (roles {" ".join(config.roles)}, '
             f't ~ Beta({config.alpha:g}, {config.beta:g}), label power {config.noise_power:g} for noise, '
-            f'{config.blur_power:g} for blur). Stacks with: {_stack(options)}.'
+            f'{config.blur_power:g} for blur{"; each label towards 1/2" if multi_label else ""}). '
+            f'Stacks with: {_stack(options)}.'
         )
         if not naflex:
             return MollyLoader(loader, mollify)
@@ -168,18 +170,27 @@ def _refusing(transforms: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _check_single_label(options: dict[str, Any]) -> None:
-    """Refuse multi-label targets where the loader's arguments already show them."""
+def _multi_label(options: dict[str, Any]) -> bool:
+    """Whether the targets are multi-label, as the loader's arguments show.
+
+    Raises:
+        UserError: They are, but this timm cannot train on them.
+    """
     dataset = options['dataset']
     while dataset is not None:
         if type(getattr(dataset, 'target_transform', None)).__name__ == 'MultiLabelTarget':
             break
         dataset = getattr(dataset, 'dataset', None)
-    if dataset is not None or getattr(options.get('collate_fn') or options.get('mixup_fn'), 'multi_label', False):
+    mixup = options.get('collate_fn') or options.get('mixup_fn')
+    if dataset is None and not getattr(mixup, 'multi_label', False):
+        return False
+    task = importlib.util.find_spec('timm.task')
+    if task is None or not hasattr(importlib.import_module('timm.task'), 'MultiLabelClassificationTask'):
         raise UserError(
-            'mollification smooths one label an image towards the uniform distribution, which has no meaning for '
-            'multi-label targets: train without --aa molly'
+            f'timm {_timm_version()} has no MultiLabelClassificationTask, so multi-label targets cannot be mollified: '
+            'update timm to 1.0.31 or newer, or train without --aa molly'
         )
+    return True
 
 
 def _check_scale(config: MollyConfig, sides: list[int]) -> None:
