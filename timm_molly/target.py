@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from timm_molly.errors import UserError
 from timm_molly.functional import check_unit_interval, describe, smooth
 
 _LOSSES = (
@@ -30,17 +31,6 @@ class NoSoftMeaningError(TypeError, AttributeError):
     def __init__(self, operation: str, name: str = '') -> None:
         hint = _ACCURACY[0].upper() + _ACCURACY[1:] if name in _COMPARISONS else f'{_LOSSES}; {_ACCURACY}'
         super().__init__(f'CoupledTarget does not support {operation}: it has no soft-label meaning. {hint}.')
-
-    @classmethod
-    def of_multi_label(cls, operation: str) -> NoSoftMeaningError:
-        """The error of `SoftMultiLabel`."""
-        error = cls.__new__(cls)
-        error.args = (
-            f'mollified multi-label targets do not support {operation}, which would make them 0 and 1 again. Losses '
-            "that work: timm's bce (without a target threshold), asl, poly and db; not twoway and zlpr, which take "
-            'hard labels alone. For the labels that are present, compare target.as_subclass(torch.Tensor)',
-        )
-        return error
 
 
 class CoupledTarget:
@@ -232,7 +222,11 @@ class SoftMultiLabel(Tensor):
     ) -> Any:
         name = getattr(func, '__name__', str(func))
         if name.strip('_') in _HARDENING:
-            raise NoSoftMeaningError.of_multi_label(name)
+            raise UserError(  # no TypeError, which operators turn into NotImplemented
+                f'mollified multi-label targets do not support {name}, which would make them 0 and 1 again. Losses '
+                "that work: timm's bce (without a target threshold), asl, poly and db; not twoway and zlpr, which take "
+                'hard labels alone. For the labels that are present, compare target.as_subclass(torch.Tensor)'
+            )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         return result.as_subclass(cls) if name in _MOVING and isinstance(result, Tensor) else result

@@ -92,7 +92,5 @@ def test_iterable_attributes_and_assignments_reach_the_loader(image_folder):
 
 def test_multi_label_batches_are_refused_at_the_first_batch():
     loader = MollyLoader([(torch.zeros(2, 3, 8, 8), torch.tensor([[1.0, 1, 0], [0, 0, 0]]))], Mollify())
-    with pytest.raises(
-        ValueError, match=r'row that sums to .*: Mollify\(..., multi_label=True\)'
-    ):
+    with pytest.raises(ValueError, match=r'row that sums to .*: Mollify\(..., multi_label=True\)'):
         next(iter(loader))

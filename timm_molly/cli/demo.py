@@ -98,14 +98,14 @@ def run(args: argparse.Namespace) -> None:
     taught = Mollification(args.aa, TEMPERATURES)
     opened = open_dataset('RGB', name='', root=str(root), split='validation')
     mollified = [evaluate(each, opened, taught, workers=0, progress=False) for each in classifiers]
-    print(f'{compare(mollified, list(names))}\n')
+    print(f'{compare(mollified, list(names)).table}\n')
     save_figure(comparison(mollified, list(names)), output / 'mollified.png')
     pictures = [Path(images.filename(i, absolute=True)) for i in (0, len(images) // 2)]
     mean, std = SETTINGS['mean'], SETTINGS['std']
     save_figure(preview(pictures, args.aa, args.img_size, num_classes, mean, std), output / 'preview.png')
 
     reports = [_measured(each, root, folder) for each, folder in zip(classifiers, folders, strict=True)]
-    print(f'\n{compare(reports, list(names))}\n')
+    print(f'\n{compare(reports, list(names)).table}\n')
     save_figure(comparison(reports, list(names)), output / 'corrupted.png')
     second = shlex.quote(str(folders[1]))
     print(

@@ -32,12 +32,8 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """Error, NLL, ECE and AURC of each, and their differences to the first; the first row is the head.
-
-        AURC is there if all reports have it: those of an older version do not.
-        """
-        ranked = all(cell.aurc == cell.aurc for report in self.reports for cell in report.cells.values() if cell.images)
-        rows = _side_by_side(self.reports, (*METRICS, 'aurc') if ranked else METRICS, self._letters())
+        """Error, NLL and ECE of each, and their differences to the first; the first row is the head."""
+        rows = _side_by_side(self.reports, METRICS, self._letters())
         for heading, values in (
             ('mCE %', [r.mce for r in self.reports]),
             ('relative mCE %', [r.relative_mce for r in self.reports]),
@@ -48,6 +44,11 @@ class Comparison:
                 row += [number('error', v - known[0], sign=True) for v in known[1:]]
                 rows.append(row + [''] * (len(rows[0]) - len(row)))
         return rows
+
+    @property
+    def ranking(self) -> list[Row]:
+        """AURC and E-AURC likewise; NaN where a report is of an older version."""
+        return _side_by_side(self.reports, ('aurc', 'e_aurc'), self._letters())
 
     def after(self, by: str) -> list[Row]:
         """NLL and ECE likewise, after the temperature of each.
@@ -74,8 +75,15 @@ class Comparison:
         write_text(folder / 'compare.md', f'{self._tables(markdown_table)}\n\n![comparison](compare.png)\n')
         save_figure(picture, folder / 'compare.png')
 
+    @property
+    def table(self) -> str:
+        """Error, NLL and ECE as text."""
+        return f'{self._above()}\n\n{aligned(self.rows)}'
+
     def _tables(self, table: Callable[[Sequence[Row]], str]) -> str:
         parts = [self._above(), table(self.rows)]
+        if all(cell.aurc == cell.aurc for report in self.reports for cell in report.cells.values()):
+            parts += ['Ranking of the confidences:', table(self.ranking)]
         temperatures = [report.temperatures for report in self.reports]
         for by, name in render.SCALED.items():
             fitted = [getattr(each, by) for each in temperatures if each]
