@@ -71,10 +71,12 @@ def test_nothing_else_of_timm_is_replaced():
     unregister()
     without = functions()
     different = {key for key in without if with_ours[key] is not without[key]}
+    naflex = {('timm.data', 'create_naflex_loader'), ('timm.data.naflex_loader', 'create_naflex_loader')}
     assert different == {
         ('timm.data', 'create_loader'),
         ('timm.data.loader', 'create_loader'),
         ('timm.data.transforms_factory', 'transforms_imagenet_train'),
+        *(naflex if hasattr(timm.data, 'create_naflex_loader') else ()),
     }
 
 
@@ -163,6 +165,47 @@ def test_a_loader_imported_before_registering_says_so(image_folder):
     dataset = create_dataset('', root=str(image_folder), split='train')
     with pytest.raises(ValueError, match='imported after timm_molly is registered'):
         create_loader(dataset, (3, 32, 32), 8, is_training=True, auto_augment='molly')
+
+
+def multi_label(image_folder):
+    targets = pytest.importorskip('timm.data.target_transforms')
+    dataset = create_dataset('', root=str(image_folder), split='train')
+
+    class MultiLabelTarget(targets.MultiLabelTarget):
+        def __call__(self, label):
+            return super().__call__([label, 3])  # each image has its own label, and the last one
+
+    dataset.target_transform = MultiLabelTarget(4)
+    return dataset
+
+
+def test_multi_label_targets_move_towards_a_half(make, image_folder, caplog):
+    caplog.set_level(logging.INFO)
+    loader = make('molly-mb', multi_label(image_folder))
+    assert 'for blur; each label towards 1/2)' in caplog.text
+    gammas = []
+    for _, target in loader:
+        plain = target.as_subclass(torch.Tensor)
+        gammas.append(2 * plain.min(1).values)
+        gamma = gammas[-1][:, None]
+        present = (plain > 0.5).float()
+        assert present[:, 3].all()
+        assert (present.sum(1) == 2).all()
+        torch.testing.assert_close(plain, (1 - gamma) * present + gamma / 2)
+        with pytest.raises(UserError, match='do not support'):
+            target.gt(0.5)
+    assert torch.cat(gammas).std() > 0.1  # each image its own
+
+
+def test_multi_label_mixup_stacks(make, image_folder):
+    dataset = multi_label(image_folder)
+    collate = FastCollateMixup(num_classes=4, multi_label=True, mixup_alpha=1.0, label_smoothing=0.0)
+    for _, target in make('molly-mb', dataset, collate_fn=collate):
+        plain = target.as_subclass(torch.Tensor)
+        # The label that all have is 1 before, so it tells gamma: 1 - gamma / 2.
+        gamma = 2 * (1 - plain[:, 3:])
+        before = (plain - gamma / 2) / (1 - gamma)
+        torch.testing.assert_close(before.sum(1), torch.full((len(plain),), 2.0), atol=1e-3, rtol=0)
 
 
 def test_multi_label_data_sets_are_refused_where_timm_cannot_train_them(make, image_folder, monkeypatch):

@@ -126,6 +126,37 @@ def test_index_targets_reach_the_loss_coupled(name, train, teacher):
         assert batches[0]['dtype'] == 'torch.bfloat16'
 
 
+NAFLEX = (
+    '--model naflexvit_base_patch16_gap --model-kwargs embed_dim=24 depth=1 num_heads=2 --naflex-loader '
+    '--naflex-train-seq-lens 4 9 --naflex-max-seq-len 9'
+)
+NAFLEX_CASES = {
+    'plain': '',
+    'mixup and cutmix': '--mixup 0.2 --cutmix 1.0',
+    'erasing': '--reprob 0.5 --remode pixel',
+    'amp bfloat16': '--amp --amp-dtype bfloat16',
+    'model bfloat16': '--model-dtype bfloat16',
+    'grad accumulation': '--grad-accum-steps 3',
+    'channels first': '--naflex-patchify-channels-first',
+}
+
+
+@pytest.mark.parametrize('name', NAFLEX_CASES)
+def test_naflex_batches_reach_the_loss_coupled(name, train):
+    log, record = train(f'{NAFLEX} {NAFLEX_CASES[name]}')
+    check_log(log)
+    assert record['calls']
+    if 'mixup' in name:
+        smallest = [row[0] for call in record['calls'] for row in call['rows']]
+        assert sum(value > 1 / 30 + 1e-4 for value in smallest) > 0.3 * len(smallest)
+        return
+    for call in record['calls']:
+        assert call['value'] == pytest.approx(call['expected'], rel=2**-7 if 'bfloat16' in name else 1e-5, abs=1e-6)
+    gamma = [value for call in record['calls'] for value in call['gamma']]
+    assert 0.2 < gamma.count(0) / len(gamma) < 0.5  # a third is clean
+    assert max(gamma) > 0.5
+
+
 @pytest.mark.parametrize('name', MIXED_CASES)
 def test_mixed_targets_reach_the_loss_smoothed_image_by_image(name, train):
     log, record = train(MIXED_CASES[name])
@@ -210,7 +241,6 @@ def test_the_environment_switches_it_off(image_folder, tmp_path, python):
     [
         ('--aa molly-z3', 'z3'),
         ('--aa molly+molly-b2', "joined with '+' to at most one other policy"),
-        ('--aa molly --naflex-loader --model test_vit', 'without --naflex-loader'),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(options, words, image_folder, tmp_path, python):

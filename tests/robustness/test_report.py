@@ -124,6 +124,7 @@ def test_compare_shows_both_and_the_differences(make, tmp_path, capsys):
     assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b' / 'report.json'), '-o', str(tmp_path / 'out')]) == 0
     text = capsys.readouterr().out
     assert 'A: test_resnet\nB: other run/best.pth\n' in text
+    text, _, _ = text.partition('Ranking of the confidences:')
     lines = {line.split('  ')[0]: line.split() for line in text.splitlines()}
     if make is made:
         assert lines['fog'][1:] == ['30.9', '31.9', '+1.0', '0.618', '0.618', '+0.000', '0.077', '0.077', '+0.000']

@@ -30,7 +30,7 @@ from torch import nn
 from train_flags import config_parser, parser
 
 try:  # what older timms lack, so that they can only be asked for its flags
-    from timm.data import create_naflex_loader
+    from timm.data import NaFlexMixup, create_naflex_loader
     from timm.task import ClassificationTask, LogitDistillationTask, load_task_ema_checkpoint, resume_task_checkpoint
 except ImportError:
     pass
@@ -113,7 +113,16 @@ def make_loaders(args, data_config, device, dtype):
         interpolation=args.train_interpolation,
     )
     if args.naflex_loader:
-        return create_naflex_loader(dataset=dataset_train, patch_size=16, train_seq_lens=(16,), **train, **common), None
+        mixup_fn = None
+        if args.mixup or args.cutmix:
+            options = dict(mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, label_smoothing=args.smoothing)
+            mixup_fn = NaFlexMixup(num_classes=args.num_classes, **options)
+        layout = dict(patch_size=16, patchify_channels_last=not args.naflex_patchify_channels_first, **common)
+        loader_train = create_naflex_loader(
+            dataset=dataset_train, train_seq_lens=args.naflex_train_seq_lens, mixup_fn=mixup_fn, **train, **layout
+        )
+        loader_eval = create_naflex_loader(dataset=dataset_eval, max_seq_len=args.naflex_max_seq_len, **layout)
+        return loader_train, loader_eval, None
 
     collate_fn = mixup_fn = None
     if args.mixup or args.cutmix:
@@ -199,7 +208,7 @@ def train_one_epoch(epoch, task, loader, optimizer, scheduler, args, autocast, d
             with autocast():
                 loss = task(input, target)['loss'] / accumulate
             loss.backward()
-        losses.update(loss.item() * accumulate, input.shape[0])
+        losses.update(loss.item() * accumulate, len(target))
         if update:
             optimizer.step()
             optimizer.zero_grad()
@@ -224,8 +233,8 @@ def validate(model, loader, args, autocast, device, dtype):
         with autocast():
             output = model(input)
             loss = loss_fn(output, target)
-        losses.update(loss.item(), len(input))
-        top1.update(utils.accuracy(output, target, topk=(1,))[0].item(), len(input))
+        losses.update(loss.item(), len(target))
+        top1.update(utils.accuracy(output, target, topk=(1,))[0].item(), len(target))
     return {'loss': losses.avg, 'top1': top1.avg}
 
 
