@@ -253,23 +253,44 @@ def test_what_cannot_work_is_refused_before_training(options, words, image_folde
     assert 'Train: 0' not in done.stdout + done.stderr
 
 
-@pytest.mark.skipif(SCRIPT != STAND_IN, reason="timm's own train.py refuses distributed training on the CPU")
-def test_ranks_draw_different_noise_and_repeat_their_own(image_folder, tmp_path, python):
-    def run(name: str, *start: str, **env: str):
+@pytest.fixture
+def ranks(image_folder, tmp_path, python):
+    """Train on two ranks, and return what the loss of each was given."""
+
+    def run(name: str, *start: str, options: str = '', **env: str):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         launcher = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', port, *start)
         record = tmp_path / f'{name}.json'
-        options = arguments(image_folder, tmp_path / name, '')
-        done = python(*launcher, FOLDER / 'spy.py', record, SCRIPT, *options, env=env)
+        done = python(
+            *launcher, FOLDER / 'spy.py', record, SCRIPT, *arguments(image_folder, tmp_path / name, options), env=env
+        )
         log = done.stdout + done.stderr
         assert done.returncode == 0, log[-4000:]
         check_log(log)  # one line for both ranks
         return [json.loads(Path(f'{record}.{rank}').read_text()) for rank in range(2)]
 
-    first, again = run('first'), run('again', '-m', 'timm_molly', TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    return run
+
+
+on_the_cpu = pytest.mark.skipif(
+    SCRIPT != STAND_IN, reason="timm's own train.py refuses distributed training on the CPU"
+)
+
+
+@on_the_cpu
+def test_ranks_draw_different_noise_and_repeat_their_own(ranks):
+    first, again = ranks('first'), ranks('again', '-m', 'timm_molly', TORCH_DEVICE_BACKEND_AUTOLOAD='0')
     assert first == again
     assert all(len(rank['calls']) == 3 for rank in first)  # 48 images, 2 ranks, batches of 8
     assert first[0]['batches'][0]['t'] != first[1]['batches'][0]['t']
     assert first[0]['batches'][0]['checksum'] != first[1]['batches'][0]['checksum']
+
+
+@on_the_cpu
+@pytest.mark.slow
+def test_ranks_of_a_naflex_loader_draw_differently(ranks):
+    first = ranks('naflex', options=NAFLEX)
+    gamma = [[call['gamma'] for call in rank['calls']] for rank in first]
+    assert gamma[0] != gamma[1]

@@ -118,8 +118,14 @@ def make_loaders(args, data_config, device, dtype):
             options = dict(mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, label_smoothing=args.smoothing)
             mixup_fn = NaFlexMixup(num_classes=args.num_classes, **options)
         layout = dict(patch_size=16, patchify_channels_last=not args.naflex_patchify_channels_first, **common)
+        ranks = dict(rank=args.rank, world_size=args.world_size)
         loader_train = create_naflex_loader(
-            dataset=dataset_train, train_seq_lens=args.naflex_train_seq_lens, mixup_fn=mixup_fn, **train, **layout
+            dataset=dataset_train,
+            train_seq_lens=args.naflex_train_seq_lens,
+            mixup_fn=mixup_fn,
+            **ranks,
+            **train,
+            **layout,
         )
         loader_eval = create_naflex_loader(dataset=dataset_eval, max_seq_len=args.naflex_max_seq_len, **layout)
         return loader_train, loader_eval, None
