@@ -152,6 +152,14 @@ def test_from_python_it_draws_and_writes_nothing(photo, tmp_path, monkeypatch, c
         preview([])
 
 
+def test_a_label_that_is_present_or_absent_keeps_at_least_a_half():
+    figure = draw_small('molly-mb', None)
+    (schedule,) = [axes for axes in figure.axes if axes.lines]
+    assert schedule.get_ylabel() == 'confidence in a label that is present'
+    line = schedule.lines[0]
+    np.testing.assert_allclose(line.get_ydata(), 1 - line.get_xdata() / 2, atol=1e-6)  # gamma is t
+
+
 def test_where_it_is_to_go_is_checked_before_anything_is_drawn(photo, monkeypatch):
     monkeypatch.setattr('timm_molly.preview.draw', lambda *_: pytest.fail('drawn'))
     assert main(['preview', str(photo), '-o', 'no/folder/out.png']) == 2

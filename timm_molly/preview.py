@@ -32,7 +32,7 @@ def preview(
     images: Sequence[Path],
     aa: str = 'molly',
     img_size: int = 224,
-    num_classes: int = 1000,
+    num_classes: int | None = 1000,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Figure:
@@ -42,7 +42,7 @@ def preview(
         images: Image files, one row each.
         aa: The aa string of the training; only its molly part is drawn.
         img_size: Input size in pixels: images are resized and cropped to it as timm does for validation.
-        num_classes: Number of classes, for the confidence that the label keeps.
+        num_classes: Number of classes, for the confidence that the label keeps; None for multi-label targets.
         mean: Mean (3,) and
         std: standard deviation (3,) that images are normalised with, which noise is relative to.
 
@@ -62,7 +62,7 @@ def preview(
     config, _ = split_aa(aa)
     if config is None or not set(config.roles) & {'n', 'b'}:
         raise UserError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
-    if img_size < 1 or num_classes < 2:
+    if img_size < 1 or (num_classes is not None and num_classes < 2):
         raise UserError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
     if config.min_scale > img_size:
         raise UserError(f'the smallest blur of {config} is {config.min_scale:g} pixels, more than the side, {img_size}')
@@ -85,7 +85,7 @@ class Strip:
     widths: Sequence[str]
 
 
-def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int) -> Figure:
+def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int | None) -> Figure:
     """Draw the grid and the label schedules.
 
     Args:
@@ -93,7 +93,7 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         mean: Mean (3,) and
         std: standard deviation (3,) that they were normalised with.
         config: The settings.
-        num_classes: Number of classes K of the label.
+        num_classes: Number of classes K of the label; None for labels that are each present or absent.
     """
     from matplotlib.figure import Figure
 
@@ -107,7 +107,7 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         middle = (left + CELL * len(TEMPERATURES) / 2) / width
         style: dict[str, Any] = dict(ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name])
         figure.text(middle, 1 - 0.22 / height, name.capitalize(), **style)
-        confidence = config.confidence(strip.role, torch.tensor(TEMPERATURES), num_classes)
+        confidence = config.confidence(strip.role, torch.tensor(TEMPERATURES), num_classes or 2)
         _draw_strip(figure, strip, left, picture_height, confidence)
         left += CELL * len(TEMPERATURES) + GAP
     plot_width = min(3.6, width - 1.2)
@@ -170,7 +170,7 @@ def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float
                 axes.text(0.5, -(0.13 + 0.12 * line) / picture_height, text, **style)
 
 
-def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig, num_classes: int) -> None:
+def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig, num_classes: int | None) -> None:
     """Draw the confidence against t, over how often t is drawn."""
     fine, t = torch.linspace(0, 1, 201), torch.tensor(TEMPERATURES)
     inner = fine.clamp(1e-3, 1 - 1e-3)
@@ -179,11 +179,12 @@ def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig
     axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
     for name, strip in strips.items():
         for at, style in ((fine, '-'), (t, 'o')):
-            confidence = config.confidence(strip.role, at, num_classes).numpy()
+            confidence = config.confidence(strip.role, at, num_classes or 2).numpy()
             label = name if style == '-' else None
             axes.plot(at.numpy(), confidence, style, color=COLOURS[name], markersize=3.5, label=label)
     axes.set_xlabel('t', fontsize=8)
-    axes.set_ylabel(f'confidence in the label, K = {num_classes}', fontsize=8)
+    said = f'the label, K = {num_classes}' if num_classes else 'a label that is present'
+    axes.set_ylabel(f'confidence in {said}', fontsize=8)
     axes.set_title(str(config), fontsize=8)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.03, 1.03)

@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--img-size', type=int, default=224, metavar='N', help='input size (default: %(default)s)')
     parser.add_argument('--num-classes', type=int, default=1000, metavar='K', help='(default: %(default)s)')
-    parser.add_argument(
-        '--multi-label', action='store_true', help='labels that are each present or absent, for which K is 2'
-    )
+    parser.add_argument('--multi-label', action='store_true', help='labels that are each present or absent')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,5 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_molly.preview import check_picture, preview, save_figure
 
     check_picture(args.output)  # before anything is drawn
-    save_figure(preview(args.images, args.aa, args.img_size, 2 if args.multi_label else args.num_classes), args.output)
+    save_figure(
+        preview(args.images, args.aa, args.img_size, None if args.multi_label else args.num_classes), args.output
+    )
     print(f'wrote {args.output}')
