@@ -197,6 +197,25 @@ def test_mixup_of_naflex_stacks(dataset, caplog):
         torch.testing.assert_close(target.sum(1), torch.ones(len(target)))
 
 
+@pytest.mark.parametrize('mixup', [False, True])
+def test_multi_label_targets_move_towards_a_half(dataset, mixup):
+    targets = pytest.importorskip('timm.data.target_transforms')
+
+    class MultiLabelTarget(targets.MultiLabelTarget):
+        def __call__(self, label):
+            return super().__call__([label, 2])  # each image has its own label, and the last one
+
+    dataset.target_transform = MultiLabelTarget(3)
+    mixup_fn = timm.data.NaFlexMixup(num_classes=3, mixup_alpha=1.0, multi_label=True) if mixup else None
+    gammas = []
+    for _, target in make(dataset, 'molly-mb', mixup_fn=mixup_fn):
+        plain = target.as_subclass(torch.Tensor)
+        gammas.append(2 * (1 - plain[:, 2]))  # the label that all have is 1 before
+        own = (plain[:, :2] - gammas[-1][:, None] / 2) / (1 - gammas[-1][:, None])
+        torch.testing.assert_close(own.sum(1), torch.ones(len(own)), atol=1e-3, rtol=0)
+    assert torch.cat(gammas).std() > 0.1
+
+
 def test_without_molly_the_loader_is_timms_own(dataset):
     assert type(make(dataset, None)) is type(make(dataset, 'rand-m3'))
     assert not isinstance(make(dataset, 'rand-m3'), NaFlexMollyLoader)
