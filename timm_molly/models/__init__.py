@@ -6,6 +6,13 @@ means), `.cifar100`, `.tiny_imagenet`.
 """
 
 from timm_molly.models.allconv import AllConvNet, allconvnet
+from timm_molly.models.cifar_resnet import (
+    CifarResNet,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+)
 from timm_molly.models.densenet_bc import DenseNetBC, densenet_bc_40_12, densenet_bc_100_12
 from timm_molly.models.preact import (
     PreActResNet,
@@ -20,11 +27,16 @@ from timm_molly.models.resnext29 import ResNeXt29, resnext29_4x32d
 
 __all__ = [
     'AllConvNet',
+    'CifarResNet',
     'DenseNetBC',
     'PreActResNet',
     'ResNeXt29',
     'WideResNet',
     'allconvnet',
+    'cifar_resnet20',
+    'cifar_resnet32',
+    'cifar_resnet44',
+    'cifar_resnet56',
     'densenet_bc_40_12',
     'densenet_bc_100_12',
     'preactresnet18',
