@@ -17,7 +17,7 @@ from support.study_jobs import run_grid
 from timm_molly.cli.study import sbatch_flags
 from timm_molly.errors import UserError
 from timm_molly.study.grid import read_grid
-from timm_molly.study.jobs import local_engine, minutes, run_jobs, slurm_engine, visible_devices
+from timm_molly.study.jobs import Line, local_engine, minutes, run_jobs, slurm_engine, visible_devices
 
 HERE = Path(__file__).parents[1] / 'support'
 ABOUT = {'timm': '1.2.3', 'sha256': 'abc'}
@@ -50,6 +50,7 @@ def line(tmp_path):
     return words
 
 
+@pytest.mark.slow
 def test_jobs_run_at_once_with_a_gpu_each_and_say_what_they_have_not_done(tmp_path, grid, line, monkeypatch, capsys):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,GPU-5')
     every = read_grid(grid(good={}, other={}, bad={'behave': 'no line'}), {}, {}).entries
@@ -70,14 +71,15 @@ def test_jobs_run_at_once_with_a_gpu_each_and_say_what_they_have_not_done(tmp_pa
 
 
 @pytest.mark.parametrize('devices', [None, '', '3'])
-def test_a_job_sees_the_gpus_that_the_study_sees(tmp_path, grid, line, monkeypatch, devices):
+def test_a_job_sees_the_gpus_that_the_study_sees(tmp_path, monkeypatch, devices):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if devices is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', devices)
-    (entry,) = read_grid(grid(good={}), {}, {}).entries
     engine = local_engine(tmp_path / 'jobs' / '%j', 2, share_gpus=False)
-    assert run_jobs({entry: line(entry)}, tmp_path / 'out', ABOUT, engine)[entry]['status'] == 'finished'
-    assert (tmp_path / 'out' / 'good' / '0' / 'device').read_text() == str(devices)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # as submitit has it
+    look = f'import os; open({str(tmp_path / "seen")!r}, "w").write(str(os.environ.get("CUDA_VISIBLE_DEVICES")))'
+    assert Line([sys.executable, '-c', look], engine.environments[0])() == 0
+    assert (tmp_path / 'seen').read_text() == str(devices)
 
 
 def test_jobs_share_the_gpus(monkeypatch):

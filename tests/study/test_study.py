@@ -703,9 +703,9 @@ def test_the_papers_grid_for_two_steps_and_the_same_again(tmp_path, image_folder
     monkeypatch.chdir(tmp_path)
     paths = [str(HERE), os.environ.get('PYTHONPATH')]
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path for path in paths if path))
-    command = ['study', 'grid.yaml', '--train-script', str(SCRIPT), '-o', 'out', '--jobs', '2', '--only']
+    command = ['study', 'grid.yaml', '--train-script', str(SCRIPT), '-o', 'out', '--only']
     rows = ['crop_flip/0', 'cutmix+molly/0']
-    assert main([*command, *rows]) == 0, capsys.readouterr().err
+    assert main([*command, *rows, '--jobs', '2']) == 0, capsys.readouterr().err
     runs = json.loads((tmp_path / 'out' / 'study.json').read_text())['runs']
     assert [run['status'] for run in runs] == ['finished'] * 2
     assert {'clean error', 'corrupted nll', 'noise ece', 'digital overconfidence'} <= runs[0]['figures'].keys()
