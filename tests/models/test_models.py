@@ -130,6 +130,16 @@ def test_outputs_are_those_of_the_authors_code(name, size):
         torch.testing.assert_close(ours.double()(x), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_shortcut_of_cifar_resnets_halves_the_size_and_pads_both_sides():
+    shortcut = timm.create_model('cifar_resnet20').stages[1][0].downsample
+    x = images(8, in_chans=16)
+    out = shortcut(x)
+    assert out.shape == (2, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+
+
 @pytest.mark.skipif(not os.environ.get('MOLLY_RESNET_CODE'), reason='set MOLLY_RESNET_CODE to a checkout to compare')
 @pytest.mark.parametrize('depth', [20, 32, 44, 56])
 def test_features_of_cifar_resnets_are_the_published_ones_to_the_last_bit(depth):

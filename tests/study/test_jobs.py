@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ from support.study_jobs import run_grid
 from timm_molly.cli.study import sbatch_flags
 from timm_molly.errors import UserError
 from timm_molly.study.grid import read_grid
-from timm_molly.study.jobs import Line, local_engine, minutes, run_jobs, slurm_engine, visible_devices
+from timm_molly.study.jobs import Engine, Line, local_engine, minutes, run_jobs, slurm_engine, visible_devices
+from timm_molly.study.run import claim
 
 HERE = Path(__file__).parents[1] / 'support'
 ABOUT = {'timm': '1.2.3', 'sha256': 'abc'}
@@ -68,6 +70,32 @@ def test_jobs_run_at_once_with_a_gpu_each_and_say_what_they_have_not_done(tmp_pa
     devices = {(tmp_path / 'out' / name / '0' / 'device').read_text() for name in ('good', 'other')}
     assert devices == {'2', 'GPU-5'}
     assert not (tmp_path / 'jobs').exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_dies_is_not_explained_by_an_earlier_start(tmp_path, grid, line):
+    (entry,) = read_grid(grid(bad={'behave': 'no line'}), {}, {}).entries
+    folder = tmp_path / 'out' / 'bad' / '0'
+    claim(entry, folder, ABOUT)
+    (folder / 'result.json').write_text(json.dumps({'status': 'failed', 'reason': 'train.py ended with code 1'}))
+    engine = local_engine(tmp_path / 'jobs' / '%j', 1, share_gpus=False)
+    found = run_jobs({entry: line(entry)}, tmp_path / 'out', ABOUT, engine)[entry]
+    assert found['reason'].endswith('no such data folder: images')
+
+
+def test_a_job_that_dies_before_its_folder_leaves_its_log(tmp_path, grid):
+    (entry,) = read_grid(grid(bad={}), {}, {}).entries
+
+    class Executor:
+        folder = tmp_path / 'jobs' / '%j'
+
+        def submit_array(self, jobs):
+            paths = SimpleNamespace(folder=tmp_path / 'jobs' / '7')
+            return [SimpleNamespace(done=lambda: True, stdout=lambda: 'out of memory\n', paths=paths) for _ in jobs]
+
+    found = run_jobs({entry: ['true']}, tmp_path / 'out', ABOUT, Engine(Executor(), 1))[entry]
+    assert found == {'status': 'failed', 'reason': 'its job ended without a result: out of memory'}
+    assert (tmp_path / 'out' / 'bad' / '0' / 'log.txt').read_text() == 'out of memory\n'
 
 
 @pytest.mark.parametrize('devices', [None, '', '3'])

@@ -114,7 +114,7 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
         options = arguments.arguments
         _check_timm()
         multi_label = _multi_label(options)
-        _check_scale(config, _shortest_sides(options) if naflex else _longer_sides(options))
+        _check_scale(config, _patch_sides(options) if naflex else _longer_sides(options))
         if naflex and options['is_training'] and not options['use_prefetcher']:
             raise UserError(f'--aa {aa} with the NaFlex loader needs the prefetcher: train without --no-prefetcher')
         loader = create_loader(*arguments.args, **arguments.kwargs)
@@ -207,8 +207,8 @@ def _longer_sides(options: dict[str, Any]) -> list[int]:
     return [size if isinstance(size, int) else max(size[-2:]) for size in sizes]
 
 
-def _shortest_sides(options: dict[str, Any]) -> list[int]:
-    """Of NaFlex images, which may be as small as a patch."""
+def _patch_sides(options: dict[str, Any]) -> list[int]:
+    """The longer sides of a NaFlex loader's patches: an image may be as small as one."""
     sizes = options['patch_size_choices'] or [options['patch_size'] or 16]
     return [size if isinstance(size, int) else max(size) for size in sizes]
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from timm_molly.errors import UserError
+from timm_molly.files import make_folder
 from timm_molly.study.grid import Entry
 from timm_molly.study.run import known
 from timm_molly.study.runner import Progress, Result
@@ -138,7 +139,7 @@ def run_jobs(
     """Run a line for each entry as a job, and return how each entry ended.
 
     Args:
-        lines: What runs an entry, as words.
+        lines: What runs an entry that is not finished, as words.
         output: Folder of the runs.
         about: As of `run_all`.
         engine: Where.
@@ -146,6 +147,11 @@ def run_jobs(
     Raises:
         UserError: A folder holds another training, or a job cannot be submitted.
     """
+    for entry in lines:
+        if known(
+            entry, output / str(entry), about
+        ):  # how an earlier start failed, not to be taken for how this one ends
+            (output / str(entry) / 'result.json').unlink(missing_ok=True)
     waiting, results = list(lines), {}
     free = list(range(min(engine.limit, len(lines))))
     running: dict[Entry, _Job] = {}
@@ -204,9 +210,8 @@ def _stderr_to_nowhere() -> Iterator[None]:
 def _no_result(job: _Job, folder: Path) -> Result:
     """Say that a job ended but left no result, by its last line, and add what it said to the log of the run."""
     said = job.handle.stdout() or ''
-    if folder.is_dir():
-        with (folder / 'log.txt').open('a', encoding='utf-8') as log:
-            log.write(said)
+    with (make_folder(folder) / 'log.txt').open('a', encoding='utf-8') as log:
+        log.write(said)
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith('submitit')]
     return {
         'status': 'failed',

@@ -97,13 +97,13 @@ def study(
     plan = _plan(grid, script, data_dir, corrupted_dir, only, output)
     if against and against not in {entry.row for entry in plan.entries}:
         raise UserError(f'against {against}: the grid has no such row')
-    engine = _engine(plan, jobs, slurm)
     make_folder(plan.folder)
     for entry in plan.entries:
         known(entry, plan.runs / str(entry), plan.about)  # refuses before anything is trained
     ended = kept(plan.chosen, plan.runs, plan.about)
     todo = [entry for entry in plan.chosen if entry not in ended]
-    if engine and todo:
+    engine = _engine(plan, jobs, slurm) if todo else None
+    if engine:
         lines = {entry: [sys.executable, '-m', 'timm_molly', *plan.line(entry)] for entry in todo}
         ended |= run_jobs(lines, plan.runs, plan.about, engine)
     elif todo:
