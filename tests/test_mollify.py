@@ -242,3 +242,19 @@ def test_a_refused_batch_is_left_as_it_was(config, convert, words):
 def test_a_smallest_blur_beyond_the_image_is_no_matter_where_nothing_is_blurred():
     x, labels = batch()
     Mollify(MollyConfig(roles='xn', min_scale=9))(x, labels)
+
+
+@pytest.mark.parametrize(
+    ('target', 'words'),
+    [
+        (torch.full((4, 5), 1.5), r'multi-label targets in \[0, 1\]'),
+        (torch.full((4, 5), torch.nan), r'multi-label targets in \[0, 1\]'),
+        (torch.zeros(4, dtype=torch.long), r'must be multi-label targets \(4, K\) for 4 images, got torch.int64'),
+        (torch.zeros(4, 5, dtype=torch.long), 'must hold multi-label targets of a floating-point dtype'),
+    ],
+)
+def test_what_are_no_multi_label_targets_is_refused_before_images_change(target, words):
+    x = torch.ones(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=words):
+        Mollify('molly-me', multi_label=True)(x, target)
+    assert (x == 1).all()
