@@ -142,8 +142,11 @@ def test_the_jobs_of_a_study_that_is_ended_end_too(tmp_path, grid, line, ending)
     os.kill(process.pid, ending)
     process.join()
     assert process.exitcode == {signal.SIGINT: 1, signal.SIGTERM: 143}[ending]
-    while alive(pid):
+    for _ in range(2400):  # two minutes: jobs that go on, not slowness; the training takes ten
+        if not alive(pid):
+            break
         time.sleep(0.05)
+    assert not alive(pid)
 
 
 # SLURM
