@@ -19,6 +19,7 @@ configs = st.builds(
     noise_power=positive,
     blur_power=positive,
     min_scale=positive,
+    weighted=st.booleans(),
 )
 
 
@@ -35,7 +36,7 @@ def test_the_order_of_sections_does_not_matter(config):
 
 def test_the_default_is_the_papers_setting_and_the_shortest_string():
     config = MollyConfig.from_string('molly')
-    assert dataclasses.astuple(config) == ('xnb', 1, 2, 1, 1, 0.3)
+    assert dataclasses.astuple(config) == ('xnb', 1, 2, 1, 1, 0.3, False)
     assert str(config) == 'molly'
     assert str(MollyConfig.from_string('molly-b2-s0.3-k1-a1-mxnb')) == 'molly'
 
@@ -48,6 +49,8 @@ def test_the_default_is_the_papers_setting_and_the_shortest_string():
         ('molly-kn12-kb4.5', {'noise_power': 12, 'blur_power': 4.5}),
         ('molly-k1000', {'noise_power': 1000, 'blur_power': 1000}),
         ('molly-a.5-s1', {'alpha': 0.5, 'min_scale': 1}),
+        ('molly-w', {'weighted': True}),
+        ('molly-b4-w', {'beta': 4, 'weighted': True}),
     ],
 )
 def test_sections_mean_what_the_grammar_says(string, changed):
@@ -68,6 +71,20 @@ def test_the_confidence_is_that_of_the_dense_label_that_training_sees(role, nois
     assert config.gamma(role, at).item() == pytest.approx(gamma, rel=1e-9, abs=1e-12)
     dense = CoupledTarget(torch.tensor([num_classes - 1]), config.gamma(role, at)).dense(num_classes)
     assert config.confidence(role, at, num_classes).item() == pytest.approx(dense[0, -1].item(), abs=1e-12)
+
+
+@given(st.sampled_from('xnbe'), powers, st.floats(0, 1))
+def test_weighted_labels_keep_all_confidence(role, power, t):
+    config = MollyConfig(noise_power=power, weighted=True)
+    at = torch.tensor([t], dtype=torch.float64)
+    assert config.confidence(role, at, 10).item() == 1
+    assert torch.equal(config.gamma(role, at), dataclasses.replace(config, weighted=False).gamma(role, at))
+
+
+@pytest.mark.parametrize('value', [1, 'yes', None])
+def test_weighted_is_yes_or_no(value):
+    with pytest.raises(ValueError, match='weighted must be True or False'):
+        MollyConfig(weighted=value)
 
 
 @pytest.mark.parametrize('role', ['q', '', 'xn', None])
@@ -102,6 +119,8 @@ def test_it_is_frozen():
         ),
         ('molly-m', "section 'm'"),
         ('molly-b2-b3', "beta is given twice in 'molly-b2-b3'"),
+        ('molly-w-w', "weighted is given twice in 'molly-w-w'"),
+        ('molly-w2', "section 'w2'"),
         ('molly-k2-kn3', "noise_power is given twice in 'molly-k2-kn3', the second time by 'kn3'"),
         ('mollyb4', "starts with 'molly'"),
         ('Molly', "starts with 'molly'"),

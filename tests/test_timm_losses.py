@@ -17,6 +17,7 @@ import timm_molly
 from timm_molly import CoupledTarget, Mollify
 from timm_molly.errors import UserError
 from timm_molly.target import SoftMultiLabel
+from timm_molly.weighted import Weighted
 
 create_classification_loss = getattr(timm.loss, 'create_classification_loss', None)
 if create_classification_loss is None:
@@ -163,12 +164,52 @@ def test_a_loss_is_that_of_the_soft_labels_or_refused_by_name(multi_label, kind,
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
 
 
+# What `molly-w` weighs of it: all, all but a part that asks for no label, or nothing.
+WEIGHTED = {('jsd', 'jsd_splits'): 'the cross-entropy weighted'}
+UNWEIGHTED = [('bce', 'bce_target_thresh'), ('twoway',), ('zlpr',)]
+
+
+@pytest.mark.parametrize(('multi_label', 'kind', 'options', 'formula'), CASES, ids=NAMES)
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 1000))
+def test_a_weighted_loss_is_the_mean_of_weight_times_loss_or_refused_by_name(multi_label, kind, options, formula, seed):
+    loss = create_classification_loss(kind, multi_label=multi_label, **options)
+    logits, _, y = draw(multi_label, seed)
+    weight = torch.rand(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if multi_label:
+        y = target = y.round()
+        target = Weighted.of(target.clone(), weight)
+    else:
+        labels = y.argmax(1)
+        y = torch.nn.functional.one_hot(labels, y.shape[1]).double()
+        target = CoupledTarget(labels, 0 * weight, weight)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    if (kind, *options) in UNWEIGHTED:
+        with pytest.raises(UserError, match='molly-w'):
+            loss(ours, target)
+        return
+    if kind == 'jsd':
+        count = len(y) // 3
+        expected = formula(theirs, y) - ce(theirs[:count], y[:count])
+        expected = expected + sum(w * ce(theirs[i : i + 1], y[i : i + 1]) for i, w in enumerate(weight[:count])) / count
+    else:
+        expected = sum(w * formula(theirs[i : i + 1], y[i : i + 1]) for i, w in enumerate(weight)) / len(y)
+    value = loss(ours, target)
+    value.backward()
+    expected.backward()
+    assert type(value) is torch.Tensor
+    torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
+
+
 def test_the_table_of_losses_is_what_was_found():
-    rows = ['| labels | `--loss` | options | with molly |', '| --- | --- | --- | --- |']
+    rows = ['| labels | `--loss` | options | with molly | with molly-w |', '| --- | --- | --- | --- | --- |']
     for multi_label, kind, options, formula in CASES:
         named = ', '.join(f'`{name}`' for name in options)
         found = 'refused by name' if formula is REFUSED else 'the loss of the soft labels'
-        rows.append(f'| {"multi-label" if multi_label else "one label"} | `{kind}` | {named} | {found} |')
+        key = (kind, *options)
+        weighted = 'refused by name' if key in UNWEIGHTED else WEIGHTED.get(key, 'weighted')
+        rows.append(f'| {"multi-label" if multi_label else "one label"} | `{kind}` | {named} | {found} | {weighted} |')
     tested = {(multi, kind) for multi, kind, _, _ in CASES}
     kinds = timm.loss.LOSS_TYPES
     assert {kind for multi, kind in tested if multi} == set(timm.loss.MULTI_LABEL_LOSS_TYPES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from timm_molly import functional
@@ -30,6 +31,7 @@ class MollyConfig:
     | `a<f>`, `b<f>` | `alpha`, `beta` | t ~ Beta(alpha, beta); a larger beta is milder |
     | `kn<f>`, `kb<f>`, `k<f>` | `noise_power`, `blur_power`, both | label power: larger keeps more confidence |
     | `s<f>` | `min_scale` | smallest blur, in pixels |
+    | `w` | `weighted` | labels stay hard; an image's loss counts less by as much as they would lose |
 
     Roles: `x` clean, `n` noise, `b` blur, `e` nothing but noise and the uniform label.
 
@@ -46,6 +48,7 @@ class MollyConfig:
     noise_power: float = 1.0
     blur_power: float = 1.0
     min_scale: float = 0.3
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.roles, str) or not self.roles or set(self.roles) - set(ROLES):
@@ -53,7 +56,9 @@ class MollyConfig:
                 f'molly roles must be one or more of the letters {", ".join(ROLES)} '
                 f'(clean, noise, blur, nothing but noise), such as xnb, got {self.roles!r}'
             )
-        for field in fields(self)[1:]:
+        if not isinstance(self.weighted, bool):
+            raise UserError(f'molly weighted must be True or False, got {self.weighted!r}')
+        for field in fields(self)[1:-1]:
             value = getattr(self, field.name)
             if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 hint = (
@@ -62,18 +67,19 @@ class MollyConfig:
                 raise UserError(f'molly {field.name} must be a finite number above 0, got {value!r}{hint}')
 
     def gamma(self, role: str, t: Tensor) -> Tensor:
-        """Label smoothing of images of a role at temperatures t, of any shape, in [0, 1]."""
+        """What images of a role lose at temperatures t, of any shape, in [0, 1]: label smoothing, or weight."""
         return functional.label_gamma(role, t, self.noise_power, self.blur_power)
 
     def confidence(self, role: str, t: Tensor, num_classes: int) -> Tensor:
-        """Confidence that their labels keep among a number of classes, shaped as `t`.
+        """Confidence that their labels keep among a number of classes, shaped as `t`: 1 where they are `weighted`.
 
         Example:
             >>> import torch
             >>> MollyConfig().confidence('b', torch.tensor([0.0, 0.5, 1.0]), num_classes=10)
             tensor([1.0000, 0.5500, 0.1000])
         """
-        return functional.confidence(self.gamma(role, t), num_classes)
+        gamma = self.gamma(role, t)
+        return torch.ones_like(gamma) if self.weighted else functional.confidence(gamma, num_classes)
 
     @classmethod
     def from_string(cls, string: str) -> MollyConfig:
@@ -83,8 +89,9 @@ class MollyConfig:
             UserError: It does not start with `molly`, or a section is unknown, malformed, out of range or given twice.
 
         Example:
-            >>> MollyConfig.from_string('molly-b4-mxxnb')
-            MollyConfig(roles='xxnb', alpha=1.0, beta=4.0, noise_power=1.0, blur_power=1.0, min_scale=0.3)
+            >>> config = MollyConfig.from_string('molly-b4-mxxnb')
+            >>> config.roles, config.beta
+            ('xxnb', 4.0)
         """
         name, *sections = string.split('-')
         if name != 'molly':
@@ -93,13 +100,13 @@ class MollyConfig:
                 f"(and another policy with '+'), got {string!r}"
             )
         config = cls()
-        values: dict[str, str | float] = {}
+        values: dict[str, str | float | bool] = {}
         for section in sections:
             key, text = _split_section(section, string)
             for field in _FIELDS[key]:
                 if field in values:
                     raise UserError(f'{field} is given twice in {string!r}, the second time by {section!r}')
-                values[field] = text if key == 'm' else float(text)
+                values[field] = True if key == 'w' else text if key == 'm' else float(text)
             try:
                 config = cls(**values)  # type: ignore[arg-type]
             except UserError as error:
@@ -107,7 +114,15 @@ class MollyConfig:
         return config
 
     def __str__(self) -> str:
-        keys = {'roles': 'm', 'alpha': 'a', 'beta': 'b', 'noise_power': 'kn', 'blur_power': 'kb', 'min_scale': 's'}
+        keys = {
+            'weighted': 'w',
+            'roles': 'm',
+            'alpha': 'a',
+            'beta': 'b',
+            'noise_power': 'kn',
+            'blur_power': 'kb',
+            'min_scale': 's',
+        }
         if self.noise_power == self.blur_power:
             keys = {**keys, 'noise_power': 'k'}
             del keys['blur_power']
@@ -123,11 +138,13 @@ _FIELDS = {
     'kb': ('blur_power',),
     'k': ('noise_power', 'blur_power'),
     's': ('min_scale',),
+    'w': ('weighted',),
 }
 _DEFAULTS = {field.name: field.default for field in fields(MollyConfig)}
 _SECTIONS = (
     'm<roles> (letters x, n, b, e), a<number> and b<number> (t ~ Beta(a, b)), '
-    'kn<number>, kb<number> or k<number> (label power), s<number> (smallest blur in pixels)'
+    'kn<number>, kb<number> or k<number> (label power), s<number> (smallest blur in pixels), '
+    'w (hard labels, weighted losses)'
 )
 
 
@@ -165,13 +182,15 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
 
 
 def _split_section(section: str, string: str) -> tuple[str, str]:
-    match = re.fullmatch(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)', section)
+    match = re.fullmatch(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)|(w)()', section)
     if match is None:
         raise UserError(f'unknown or malformed section {section!r} in {string!r}. Sections are {_SECTIONS}')
     key, text = (group for group in match.groups() if group is not None)
     return key, text
 
 
-def _spell(value: str | float) -> str:
+def _spell(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return ''
     # No exponent: its '-' would end the section.
     return value if isinstance(value, str) else np.format_float_positional(value, trim='-')

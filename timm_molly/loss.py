@@ -45,7 +45,7 @@ class CoupledCrossEntropy(nn.Module):
             ValueError: The shapes do not go together.
         """
         _check_shapes(logits, target)
-        return _cross_entropy(logits.log_softmax(1), target, self.smoothing).mean()
+        return _mean(_cross_entropy(logits.log_softmax(1), target, self.smoothing), target)
 
 
 class NormalizedCrossEntropy(nn.Module):
@@ -67,7 +67,8 @@ class NormalizedCrossEntropy(nn.Module):
         """Return the loss, a scalar, averaged over the batch; arguments as in `CoupledCrossEntropy`."""
         _check_shapes(logits, target)
         logp = logits.log_softmax(1)
-        return (_cross_entropy(logp, target, 0.0) + _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)).mean()
+        normaliser = _log_mean(logp, logp.mean(1, keepdim=True)).logsumexp(1)
+        return _mean(_cross_entropy(logp, target, 0.0) + normaliser, target)
 
 
 def _check_shapes(logits: Tensor, target: Tensor | CoupledTarget) -> None:
@@ -90,6 +91,12 @@ def _cross_entropy(logp: Tensor, target: Tensor | CoupledTarget, smoothing: floa
     check_labels(target.labels, logp.shape[1])
     keep = (1 - target.gamma) * (1 - smoothing)
     return keep * -logp.gather(1, target.labels[:, None]).squeeze(1) + (1 - keep) * uniform
+
+
+def _mean(loss: Tensor, target: Tensor | CoupledTarget) -> Tensor:
+    """Average the losses of the images (B,), with the target's weights where it has some."""
+    weight = getattr(target, 'weight', None)
+    return (loss.as_subclass(Tensor) if weight is None else weight.to(loss.device) * loss.as_subclass(Tensor)).mean()
 
 
 def _log_mean(a: Tensor, b: Tensor) -> Tensor:

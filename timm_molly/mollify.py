@@ -19,6 +19,7 @@ from timm_molly.functional import (
 )
 from timm_molly.gaussian import standard_normal
 from timm_molly.target import CoupledTarget, SoftMultiLabel
+from timm_molly.weighted import Weighted
 
 # Numbers degraded at a time: few, so that what is half done takes little memory beside the batch, and on a CPU stays in
 # its cache; more on a GPU, where every operation costs a launch.
@@ -79,7 +80,8 @@ class Mollify:
                 [0, 1].
 
         Returns:
-            `x`, and a `CoupledTarget` for class indices, soft labels (B, K) for soft labels, or `SoftMultiLabel` ones.
+            `x`, and a `CoupledTarget` for class indices, soft labels (B, K) for soft labels, or `SoftMultiLabel` ones;
+            labels (B, K) are `Weighted` where the settings are.
 
         Raises:
             ValueError: A shape, dtype or value is not as above, or B is not a multiple of `num_splits`.
@@ -155,11 +157,14 @@ class Mollify:
         return x, smoothed
 
     def lower(self, target: Tensor, roles: str, t: Tensor) -> Tensor | CoupledTarget:
-        """Lower the labels of a batch by as much as its images are degraded; arguments and result as of `apply`."""
+        """Lower the labels of a batch, or their weights, by as much as its images are degraded; as of `apply`."""
         gamma = torch.zeros_like(t)
         for role, turn in turns(roles):
             gamma[turn] = self.config.gamma(role, t[turn])
         gamma = gamma.expand(self.num_splits, -1).flatten().to(target.device, non_blocking=True)
+        if self.config.weighted:
+            weight = 1 - gamma
+            return CoupledTarget(target, 0 * gamma, weight) if target.ndim == 1 else Weighted.of(target, weight)
         if self.multi_label:
             return smooth_multi_label(target, gamma).as_subclass(SoftMultiLabel)
         return CoupledTarget(target, gamma) if target.ndim == 1 else smooth(target, gamma)

@@ -1,4 +1,4 @@
-"""The target of a mollified batch: class indices and how much confidence each has lost."""
+"""The target of a mollified batch: class indices, how much confidence each has lost, and how much it counts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from timm_molly.errors import UserError
 from timm_molly.functional import check_unit_interval, describe, smooth
+from timm_molly.weighted import Weighted
 
 _LOSSES = (
     'Losses that work: nn.CrossEntropyLoss, timm.loss.LabelSmoothingCrossEntropy, BinaryCrossEntropy, '
@@ -34,7 +35,7 @@ class NoSoftMeaningError(TypeError, AttributeError):
 
 
 class CoupledTarget:
-    """Class indices (B,) and gamma (B,), meaning the soft label `(1 - gamma) * onehot + gamma / K`.
+    """Class indices (B,) and gamma (B,), meaning the soft label `(1 - gamma) * onehot + gamma / K`, and maybe weights.
 
     The loader that makes it does not know the number of classes K, so it stays in this form until it meets the
     logits. Losses that take class indices take it as they are: the operations that they use on an index (cross
@@ -45,9 +46,12 @@ class CoupledTarget:
     scattered or the column that it gathered: a loss that goes on to something not linear, such as timm's single-label
     ASL or a focal loss, computes that on the soft label's expectation.
 
+    With weights, an image's loss is multiplied by its weight before the mean over the batch (`Weighted`).
+
     Args:
         labels: Class indices (B,) of an integer dtype, not negative.
         gamma: Weight of the uniform part of each label (B,), floating point in [0, 1].
+        weight: Of each image's loss (B,), floating point in [0, 1]; None where all count alike.
 
     Raises:
         ValueError: A shape, dtype or value is not as above. Values are checked for CPU tensors only.
@@ -59,7 +63,7 @@ class CoupledTarget:
                 [0.1000, 0.1000, 0.7000, 0.1000]])
     """
 
-    def __init__(self, labels: Tensor, gamma: Tensor) -> None:
+    def __init__(self, labels: Tensor, gamma: Tensor, weight: Tensor | None = None) -> None:
         if (
             not isinstance(labels, Tensor)
             or labels.ndim != 1
@@ -69,13 +73,18 @@ class CoupledTarget:
         ):
             raise ValueError(f'labels must be class indices (B,) of an integer dtype, got {describe(labels)}')
         check_unit_interval('gamma', gamma, len(labels))
+        if weight is not None:
+            check_unit_interval('weight', weight, len(labels))
         check_labels(labels)
         self.labels = labels.long()
         self.gamma = gamma
+        self.weight = weight
         self._column = False  # seen as (B, 1), which is how losses hand an index to gather and scatter
 
     def dense(self, num_classes: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return the soft labels (B, num_classes) in `dtype` (default: gamma's), rows summing to one.
+
+        With weights they are `Weighted`, which losses come out weighted of.
 
         Raises:
             ValueError: A label is not below `num_classes` (checked for CPU tensors only).
@@ -83,10 +92,11 @@ class CoupledTarget:
         check_labels(self.labels, num_classes)
         gamma = self.gamma if dtype is None else self.gamma.to(torch.promote_types(self.gamma.dtype, dtype))
         onehot = gamma.new_zeros(len(self), num_classes).scatter_(1, self.labels[:, None], 1)
-        return smooth(onehot, gamma).to(dtype or gamma.dtype)
+        return self._weighted(smooth(onehot, gamma).to(dtype or gamma.dtype))
 
     def __repr__(self) -> str:
-        return f'CoupledTarget(labels={self.labels}, gamma={self.gamma})'
+        weight = '' if self.weight is None else f', weight={self.weight}'
+        return f'CoupledTarget(labels={self.labels}, gamma={self.gamma}{weight})'
 
     # What train loops and losses ask of an index target before they use it.
 
@@ -118,7 +128,7 @@ class CoupledTarget:
     def __getitem__(self, index: slice | Tensor) -> CoupledTarget:
         if not isinstance(index, (slice, Tensor)):
             raise NoSoftMeaningError(f'target[{index!r}]')
-        return self._replace(self.labels[index], self.gamma[index])
+        return self._each(lambda values: values[index])
 
     def long(self) -> CoupledTarget:
         return self
@@ -131,10 +141,7 @@ class CoupledTarget:
     ) -> CoupledTarget:
         if isinstance(device, torch.dtype) or other:
             raise NoSoftMeaningError(f'to({", ".join(other) or device})')
-        return self._replace(
-            self.labels.to(device=device, non_blocking=non_blocking),
-            self.gamma.to(device=device, non_blocking=non_blocking),
-        )
+        return self._each(lambda values: values.to(device=device, non_blocking=non_blocking))
 
     def cuda(self, device: torch.device | str | int | None = None, non_blocking: bool = False) -> CoupledTarget:
         return self.to(torch.device('cuda') if device is None else device, non_blocking)
@@ -145,23 +152,27 @@ class CoupledTarget:
     def flip(self, *dims: int) -> CoupledTarget:
         if dims not in ((0,), (-1,)) or self._column:
             raise NoSoftMeaningError(f'flip{dims}')
-        return self._replace(self.labels.flip(0), self.gamma.flip(0))
+        return self._each(lambda values: values.flip(0))
 
     def unsqueeze(self, dim: int) -> CoupledTarget:
         if dim not in (1, -1) or self._column:
             raise NoSoftMeaningError(f'unsqueeze({dim})')
-        return self._replace(self.labels, self.gamma, column=True)
+        return self._each(lambda values: values, column=True)
 
     def view(self, *shape: int) -> CoupledTarget:
         if shape not in ((-1, 1), (len(self), 1)):
             raise NoSoftMeaningError(f'view{shape}')
-        return self._replace(self.labels, self.gamma, column=True)
+        return self._each(lambda values: values, column=True)
 
-    def _replace(self, labels: Tensor, gamma: Tensor, column: bool | None = None) -> CoupledTarget:
+    def _each(self, change: Callable[[Tensor], Tensor], column: bool | None = None) -> CoupledTarget:
         other = object.__new__(CoupledTarget)
-        other.labels, other.gamma = labels, gamma
+        other.labels, other.gamma = change(self.labels), change(self.gamma)
+        other.weight = None if self.weight is None else change(self.weight)
         other._column = self._column if column is None else column
         return other
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        return values if self.weight is None else Weighted.of(values, self.weight)
 
     # Everything else is refused by name.
 
@@ -253,7 +264,7 @@ def _gather(input: Tensor, dim: int, index: CoupledTarget, **other: Any) -> Tens
     check_labels(index.labels, input.shape[1])
     gamma = index.gamma[:, None]
     out = (1 - gamma) * input.gather(1, index.labels[:, None]) + gamma * input.mean(1, keepdim=True)
-    return out.to(input.dtype)
+    return index._weighted(out.to(input.dtype))
 
 
 def _scatter(input: Tensor, dim: int, index: CoupledTarget, value: Any = None, **other: Any) -> Tensor:
@@ -265,7 +276,14 @@ def _scatter(input: Tensor, dim: int, index: CoupledTarget, value: Any = None, *
 
 
 def _scatter_(input: Tensor, dim: int, index: CoupledTarget, value: Any = None, **other: Any) -> Tensor:
-    return input.copy_(_scatter(input, dim, index, value, **other))
+    result = _scatter(input, dim, index, value, **other)
+    if not isinstance(result, Weighted):
+        return input.copy_(result)
+    if type(input) is not Tensor:
+        raise NoSoftMeaningError(f'scatter_ into {type(input).__name__}')
+    input.copy_(result.as_subclass(Tensor))
+    result.turn(input)  # whichever of the two the loss goes on with
+    return input
 
 
 def _one_hot(tensor: CoupledTarget, num_classes: int = -1) -> Tensor:

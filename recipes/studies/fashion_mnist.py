@@ -25,6 +25,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def main() -> None:
     made = Path(tempfile.mkdtemp(prefix=f'{args.folder.name}-', dir=args.folder.parent))
     try:
         write_folders(made, args.source)
-        write_corrupted(made)
+        write_corrupted(made, made / 'fashion-mnist-32px-corrupted', COMMON)
         made.chmod(0o755)
         made.rename(args.folder)  # whole or not at all
     finally:
@@ -96,19 +97,18 @@ def open_source(folder: Path, source: Path, training: bool) -> object:
     return FashionMNIST(folder, train=training, download=not files)
 
 
-def write_corrupted(folder: Path) -> None:
-    """Write the test images, in the order in which timm reads them, under each corruption."""
+def write_corrupted(folder: Path, output: Path, names: Sequence[str]) -> None:
+    """Write the images of test/, in the order in which timm reads them, under each corruption."""
     from timm.data import create_dataset
 
     dataset = create_dataset('', root=str(folder), split='test')
     images = [np.asarray(image.convert('RGB')) for image, _ in dataset]
     labels = np.array([label for _, label in dataset])
-    output = folder / 'fashion-mnist-32px-corrupted'
     output.mkdir()
     np.save(output / 'labels.npy', np.tile(labels, 5))
     warm_up()
     with multiprocessing.get_context('spawn').Pool(os.cpu_count(), initializer=warm_up) as pool:
-        for name in tqdm.tqdm(COMMON, desc='corrupted images'):
+        for name in tqdm.tqdm(names, desc='corrupted images'):
             jobs = [(image, name, severity, index) for severity in range(1, 6) for index, image in enumerate(images)]
             np.save(output / f'{name}.npy', np.stack(pool.starmap(corrupt, jobs, chunksize=250)))
 

@@ -132,12 +132,7 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
         from timm_molly.plugin.loader import MollyLoader  # here, so that only who asks for molly waits for wrapt
 
         mollify = Mollify(config, max(1, options['num_aug_splits']), multi_label=multi_label)
-        _log(
-            f'Mollification is on: {config} (roles {" ".join(config.roles)}, '
-            f't ~ Beta({config.alpha:g}, {config.beta:g}), label power {config.noise_power:g} for noise, '
-            f'{config.blur_power:g} for blur{"; each label towards 1/2" if multi_label else ""}). '
-            f'Stacks with: {_stack(options)}.'
-        )
+        _log(f'Mollification is on: {_describe(config, multi_label)}. Stacks with: {_stack(options)}.')
         if not naflex:
             return MollyLoader(loader, mollify)
 
@@ -149,6 +144,15 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
 
     wrapper._timm_molly = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def _describe(config: MollyConfig, multi_label: bool) -> str:
+    """Say the settings in words."""
+    powers = f'power {config.noise_power:g} for noise, {config.blur_power:g} for blur'
+    labels = f'hard labels, each loss weighted with {powers}' if config.weighted else f'label {powers}'
+    if multi_label and not config.weighted:
+        labels += '; each label towards 1/2'
+    return f'{config} (roles {" ".join(config.roles)}, t ~ Beta({config.alpha:g}, {config.beta:g}), {labels})'
 
 
 def _refusing(transforms: Callable[..., Any]) -> Callable[..., Any]:
