@@ -1,149 +1,216 @@
+import dataclasses
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.reports import cell, made
 
+import timm_molly
+from timm_molly import Classifier
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.robustness.conditions import TEMPERATURES
-from timm_molly.robustness.fit import fit_power
+from timm_molly.robustness.fit import fit_gap, fit_report
 from timm_molly.robustness.report import Report
 
-
-def report(name, gamma, num_classes):
-    """A net that is right on as many images as a label of this gamma says."""
-    error = {t: float(gamma(t)) * (num_classes - 1) / num_classes for t in TEMPERATURES}
-    return measured(name, error, num_classes)
+T = np.array([0.0, *TEMPERATURES])
 
 
-def measured(name, error, num_classes):
-    cells = {('clean', 0): cell(0.0), **{(name, t): cell(error[t]) for t in TEMPERATURES}}
-    return made({'kind': 'mollification', 'roles': name[0], 'seed': 1}, cells, num_classes)
+def report(confidence, correct, num_classes=10, images=10_000, names=('noise', 'blur')):
+    """A net of which confidence and share correct are known functions of t."""
+    at = {t: cell(1 - float(correct(t)), images, confidence=float(confidence(t))) for t in T}
+    cells = {('clean', 0): at[0.0], **{(name, t): at[t] for name in names for t in TEMPERATURES}}
+    of = made({'kind': 'mollification', 'roles': ''.join(n[0] for n in names), 'seed': 1}, cells, num_classes)
+    return dataclasses.replace(of, data=dataclasses.replace(of.data, images=images))
 
 
-@given(power=st.floats(0.1, 100), num_classes=st.sampled_from([2, 10, 1000]))
-@settings(max_examples=40, deadline=None)
-def test_a_net_that_follows_a_power_gives_that_power(power, num_classes):
-    for name, gamma in (
-        ('noise', lambda t: np.sin(np.pi * t / 2) ** (2 * power)),
-        ('blur', lambda t: t**power),
-    ):
-        found = fit_power(name, report(name, gamma, num_classes))
-        assert found.power == pytest.approx(power, rel=0.006)
-        assert found.rms < 0.002
-        assert found.largest < 0.005
+def network(aa='molly-w', **kept):
+    class Training:
+        settings = kept
+
+    classifier = Classifier(torch.nn.Linear(1, 10), input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3, aa=aa)
+    object.__setattr__(classifier, 'training', Training() if kept else None)
+    return classifier
 
 
-def test_no_other_power_is_nearer_and_the_gap_is_what_it_says():
-    rng = np.random.default_rng(0)
-    noisy = {t: float(np.clip(0.9 * (t > 0.4) + 0.02 * rng.normal(), 0, 0.9)) for t in TEMPERATURES}
-    found = fit_power('blur', measured('blur', noisy, 10))
-    t, error = np.array(TEMPERATURES), np.array(list(noisy.values()))
-
-    def gaps(power):
-        return np.abs(1 - t**power * 0.9 - (1 - error))
-
-    assert found.rms == pytest.approx(np.sqrt((gaps(found.power) ** 2).mean()), abs=1e-9)
-    assert found.largest == pytest.approx(gaps(found.power).max(), abs=1e-9)
-    assert found.paper_rms == pytest.approx(np.sqrt((gaps(1.0) ** 2).mean()), abs=1e-9)
-    assert all(np.sqrt((gaps(power) ** 2).mean()) >= found.rms - 1e-5 for power in np.geomspace(0.05, 1000, 500))
+def smoothed(confidence, gamma, num_classes=10):
+    """The accuracy that a label smoothed by gamma(t) would make this confidence equal to."""
+    return lambda t: (1 - gamma(t)) * confidence(t) + gamma(t) / num_classes
 
 
-def test_a_checkpoint_is_fitted_and_its_aa_string_printed(flags, tmp_path, capsys):
+def sure(t):
+    return 0.97 - 0.4 * t
+
+
+@given(smoothing=st.floats(0.05, 0.9), num_classes=st.sampled_from([2, 10, 1000]))
+@settings(max_examples=30, deadline=None)
+def test_a_gap_that_one_smoothing_closes_gives_that_smoothing(smoothing, num_classes):
+    of = report(sure, smoothed(sure, lambda t: smoothing, num_classes), num_classes)
+    for name in ('noise', 'blur'):
+        np.testing.assert_allclose(fit_gap(name, of).smoothing, smoothing, atol=1e-9)
+    found = fit_report(of, network())
+    assert found.added == pytest.approx(smoothing, abs=1e-9)
+    assert found.left['constant'] < 1e-9
+    assert found.case in ('constant', 'none')  # the latter where the gap is small
+
+
+@given(power=st.floats(0.2, 20))
+@settings(max_examples=30, deadline=None)
+def test_a_gap_that_follows_a_power_gives_that_power(power):
+    laws = {'noise': lambda t: np.sin(np.pi * t / 2) ** (2 * power), 'blur': lambda t: t**power}
+    for name, law in laws.items():
+        gap = fit_gap(name, report(sure, smoothed(sure, law), names=(name,)))
+        assert gap.power == pytest.approx(power, rel=0.006)
+        np.testing.assert_allclose(gap.left(gap.gamma(gap.t)), 0, atol=0.005)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=len(T), max_size=len(T)))
+@settings(max_examples=50, deadline=None)
+def test_the_smoothing_at_each_t_closes_its_gap(values):
+    of = dict(zip(T, values, strict=True))
+    gap = fit_gap('blur', report(lambda t: of[t][0], lambda t: of[t][1], names=('blur',)))
+    for (confidence, correct), gamma in zip(values, gap.smoothing, strict=True):
+        after = (1 - gamma) * confidence + gamma / 10
+        if correct >= confidence or confidence <= 0.1:
+            assert gamma == 0
+        else:
+            assert after == pytest.approx(max(correct, 0.1), abs=1e-6)
+
+
+@given(st.lists(st.floats(0, 0.5), min_size=len(T), max_size=len(T)))
+@settings(max_examples=30, deadline=None)
+def test_no_other_constant_and_no_other_power_leaves_less(gaps):
+    at = dict(zip(T, gaps, strict=True))
+    found = fit_report(report(sure, lambda t: max(0.0, sure(t) - at[t])), network())
+
+    def rms(gamma):
+        return np.sqrt(np.mean(np.concatenate([gap.left(gamma(gap)) for gap in found.gaps.values()]) ** 2))
+
+    assert found.left['constant'] == pytest.approx(rms(lambda gap: found.added))
+    assert found.left['none'] == pytest.approx(rms(lambda gap: 0.0))
+    assert all(rms(lambda gap, s=s: s) >= found.left['constant'] - 1e-9 for s in np.linspace(0, 0.99, 100))
+    powers = np.geomspace(0.05, 1000, 200)
+    assert all(rms(lambda gap, k=k: gap.gamma(gap.t, k)) >= found.left['varying'] - 2e-3 for k in powers)
+
+
+CASES = {
+    'none': (
+        lambda t: sure(t) - 0.01,
+        'No gap: the net is as sure as it is right, to 0.010.',
+        '--aa molly-w --smoothing 0.1',
+    ),
+    'constant': (
+        smoothed(sure, lambda t: 0.3),
+        'One smoothing of 0.3 at every t would leave 0.000 of it',
+        '--aa molly-w --smoothing 0.37',  # 1 - 0.9 * 0.7
+    ),
+    'varying': (
+        smoothed(sure, lambda t: t),
+        'the labels should depend on t.',
+        None,
+    ),
+    'unsure': (lambda t: sure(t) + 0.03, 'The net is less sure than it is right, by 0.030 on average', None),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_each_case_says_what_it_is_and_what_to_train_with(case):
+    correct, words, line = CASES[case]
+    found = fit_report(report(sure, correct), network(smoothing=0.1), temperature=1.7)
+    assert found.case == case
+    text = str(found)
+    assert words in text
+    assert found.doubts == () or case == 'varying'
+    if line:
+        assert text.endswith(f'\n\n{line}')
+    elif case == 'unsure':
+        assert 'No line to copy' in text
+    else:
+        config = MollyConfig.from_string(found.aa)
+        assert not config.weighted
+        assert config.blur_power == pytest.approx(1, abs=0.01)
+        assert text.endswith(f'--aa {found.aa} --smoothing 0.1')
+    assert ('One temperature, 1.7, would do' in text) == (case == 'constant')
+
+
+def test_few_images_make_no_gap_of_chance():
+    assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network()).case == 'constant'
+    assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network()).case == 'none'
+
+
+@pytest.mark.parametrize(
+    ('aa', 'settings', 'doubts', 'answered'),
+    [
+        ('molly-w', {'smoothing': 0.0}, [], True),
+        ('molly-k1000+rand-m9', {'smoothing': 0.0}, [], True),
+        ('molly-k2', {'smoothing': 0.0}, ['the net was trained with the labels of molly-k2, not with hard ones'], True),
+        ('rand-m9', {'smoothing': 0.0}, ['the net was trained without molly'], False),
+        (None, {'epochs': 1}, ['the net was trained without molly'], False),
+        (None, {}, ['nothing says whether the net was trained with molly'], True),
+    ],
+)
+def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(aa, settings, doubts, answered):
+    found = fit_report(report(sure, smoothed(sure, lambda t: 0.3)), network(aa, **settings))
+    assert len(found.doubts) == len(doubts)
+    assert all(doubt.startswith(words) for doubt, words in zip(found.doubts, doubts, strict=True))
+    assert all('--aa molly-w --smoothing 0 and fit again' in doubt for doubt in found.doubts)
+    assert (found.aa is not None) == answered == ('No line to copy' not in str(found))
+    if found.aa and aa:
+        assert split_aa(found.aa) == split_aa(aa)  # the rest of the recipe stays
+    assert found.smoothing == (0.3 if answered and 'smoothing' in settings else None)
+
+
+def test_powers_that_follow_badly_raise_a_doubt():
+    wild = {t: 0.3 + 0.3 * (i % 2) if t > 0.5 else 0.0 for i, t in enumerate(T)}
+    found = fit_report(report(lambda t: 0.9, lambda t: 0.9 - wild[t]), network())
+    assert found.case == 'varying'
+    assert found.doubts[-1].startswith('even the best powers leave a gap of 0.')
+
+
+def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
     assert main(['fit', *flags, '-o', str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    aa = next(line for line in text.splitlines() if line.startswith('--aa ')).split()[1]
-    config, rest = split_aa(aa)
-    assert rest == 'rand-m9'  # of the checkpoint, as is the law of t
     saved = Report.load(tmp_path)
     assert saved.benchmark.taught == 'molly-b4'
-    assert (config.beta, config.roles) == (4.0, 'xnb')
     kept = json.loads((tmp_path / 'fit.json').read_text())
-    assert kept['aa'] == aa
-    for name, power in (('noise', config.noise_power), ('blur', config.blur_power)):
-        found = fit_power(name, saved)
-        assert found.power == power == kept[name]['power']
-        assert kept[name]['rms'] == found.rms
-        assert f'{name}: k = {power:g}: rms gap {found.rms:.3f}, largest {found.largest:.3f}' in text
+    for name in ('noise', 'blur'):
+        cells = [saved.clean, *saved.at(name).values()]
+        assert kept[name]['t'] == [0, *TEMPERATURES]
+        assert kept[name]['confidence'] == [cell.confidence for cell in cells]
+        assert kept[name]['correct'] == [1 - cell.error for cell in cells]
+        gap = [max(0, (c.confidence - 1 + c.error) / (c.confidence - 1 / 3)) for c in cells]
+        np.testing.assert_allclose(kept[name]['smoothing'], np.minimum(gap, 1), atol=1e-6)
+    assert f'{kept["left"]["none"]:.3f}' in text or kept['case'] == 'unsure'
+    assert (f'--aa {kept["aa"]}' in text) if kept['aa'] else ('No line to copy' in text)
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
 
 
-def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path, capsys):
+def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path):
     assert main(['fit', *flags, '--aa', 'molly-mxn-kb3', '-o', str(tmp_path)]) == 0
-    aa = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('--aa ')).split()[1]
-    config = MollyConfig.from_string(aa)
-    assert (config.roles, config.blur_power) == ('xn', 3.0)
+    kept = json.loads((tmp_path / 'fit.json').read_text())
+    assert 'noise' in kept
+    assert 'blur' not in kept
+
+
+def test_from_python_it_is_the_same_and_names_a_temperature(image_folder):
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=3)
+    pictures = [(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8), i % 3) for i in range(12)]
+    classifier = Classifier(model, input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    found = timm_molly.fit(classifier, pictures, 'molly-w', workers=0, progress=False)
+    assert found.report.benchmark.taught == 'molly-w'
+    assert found.temperature is None or 1e-3 <= found.temperature <= 1e3
 
 
 def test_fit_without_data_is_named(capsys):
     assert main(['fit', '--model', 'test_resnet']) == 2
     assert 'no data: give --data-dir or --dataset' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ('error', 'words'),
-    [
-        (0.0, ['under noise the net still recognises everything: hard labels are right']),
-        (0.9, ['under noise the net recognises next to nothing: is it trained?']),
-        (0.3, ['under noise even the best power is far from what the net recognises, by 0.']),
-        (lambda t: np.sin(np.pi * t / 2), ["under noise the answer is below the paper's 1"]),
-    ],
-)
-def test_a_power_that_is_no_answer_says_what_that_means(error, words):
-    gamma = error if callable(error) else lambda t: error / 0.9
-    doubts = fit_power('noise', report('noise', gamma, 10)).doubts
-    assert all(any(doubt.startswith(word) for doubt in doubts) for word in words)
-
-
-def test_a_power_that_answers_raises_no_doubt():
-    found = fit_power('blur', report('blur', lambda t: t**2.503, 10))
-    assert found.rms > 0
-    assert found.doubts == []
-
-
-@pytest.mark.parametrize(
-    ('trained', 'doubts', 'answered'),
-    [
-        ({'aa': 'molly-k1000'}, [], True),
-        ({'aa': 'molly-k2+rand-m9'}, ['the net was trained with the labels of molly-k2, not with hard ones'], True),
-        ({'aa': 'rand-m9'}, ['the net was trained without molly'], False),
-        ({'aa': None, 'epochs': 1}, ['the net was trained without molly'], False),
-        ({}, ['nothing says whether the net was trained with molly'], True),
-    ],
-)
-def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(
-    checkpoint,
-    flags,
-    tmp_path,
-    capsys,
-    monkeypatch,
-    trained,
-    doubts,
-    answered,
-):
-    def follows(name, of):
-        gamma = {'noise': lambda t: np.sin(np.pi * t / 2) ** 4, 'blur': lambda t: t**2}[name]
-        return fit_power(name, report(name, gamma, of.data.num_classes))
-
-    monkeypatch.setattr('timm_molly.robustness.fit.fit_power', follows)
-    found = torch.load(checkpoint, weights_only=False)
-    torch.save({**found, 'args': Namespace(**trained)}, tmp_path / 'net.pth')
-    arguments = [str(tmp_path / 'net.pth') if word == str(checkpoint) else word for word in flags]
-    assert main(['fit', *arguments, '-o', str(tmp_path / 'out')]) == 0
-    text = capsys.readouterr().out
-    said = [line for line in text.splitlines() if line.startswith('But: ')]
-    assert len(said) == len(doubts)
-    assert all(line.startswith(f'But: {doubt}') for line, doubt in zip(said, doubts, strict=True))
-    assert ('\n--aa molly-' in text) == answered
-    assert (json.loads((tmp_path / 'out' / 'fit.json').read_text())['aa'] is not None) == answered
-    assert ('No --aa to copy' in text) != answered
 
 
 def test_training_images_are_suspected(flags, tmp_path, capsys):

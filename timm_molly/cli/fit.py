@@ -1,4 +1,4 @@
-"""`timm-molly fit`: find the label powers for your data."""
+"""`timm-molly fit`: find the labels for your data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import dataclasses
 
 from timm_molly.cli import flags
 
-HELP = 'find the label powers for your data'
+HELP = 'find the labels for your data'
 DESCRIPTION = (
-    'Find the powers of the label schedule whose confidence is nearest to what a net still recognises at each t, on '
-    'images that it was not trained on. The net is best trained with --aa molly-k1000.'
+    'Compare how sure a net is with how often it is right, at each t of noise and blur, on images that it was not '
+    'trained on, and say what labels would close the gap. The net is best trained with --aa molly-w --smoothing 0.'
 )
 RESUMABLE = True
 
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     classifier = flags.classifier(args)
     output = args.output or flags.default_output(args, 'fit')
     report = measurement.run(classifier, output, args.command_line)
-    fitted = fit_report(report, classifier, args.aa, args.data_dir)
+    if args.aa:
+        classifier = dataclasses.replace(classifier, aa=args.aa)
+    fitted = fit_report(report, classifier, measurement.temperature(classifier), args.data_dir)
     fitted.save(output)
     print(f'\n{report}\n\n{fitted}\n\nwrote {output}/fit.json, fit.png, report.json, .csv, .md and confidence.png')

@@ -34,21 +34,26 @@ from timm_molly.robustness.report import (
     packages,
     plain,
 )
-from timm_molly.robustness.temperature import fit_temperature
+from timm_molly.robustness.temperature import NoTemperatureError, fit_temperature
 from timm_molly.weights import one_line
 
 WAIT = 1.0  # seconds, until it is asked again whether other processes have finished
 
 
-class How(TypedDict, total=False):
-    """How a measurement is run: arguments of `evaluate`."""
+class RunHow(TypedDict, total=False):
+    """How a network is run: arguments of `evaluate` and `temperature`."""
 
     batch_size: int
     workers: int
     device: torch.device | str | None
     amp: torch.dtype | None
-    cache: str | Path | None
     progress: bool
+
+
+class How(RunHow, total=False):
+    """How a measurement is run: arguments of `evaluate`."""
+
+    cache: str | Path | None
     command: str
 
 
@@ -227,23 +232,60 @@ def _held_out(dataset: Dataset | Images, measured: Images | None, classifier: Cl
     return images
 
 
+def temperature(
+    model: nn.Module | Classifier,
+    dataset: Dataset | Images,
+    *,
+    batch_size: int = 256,
+    workers: int = 4,
+    device: torch.device | str | None = None,
+    amp: torch.dtype | None = None,
+    progress: bool = True,
+) -> float | None:
+    """Fit one temperature for all logits of a classifier, to images noised and blurred as in its training.
+
+    Args:
+        model: This and the others as of `evaluate`.
+        dataset: Images that it was not trained on.
+        batch_size: Images a batch.
+        workers: Processes that read images.
+        device: Where it runs.
+        amp: dtype of mixed precision.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The temperature; None where none can be fitted, as of a network that is right on all of the images.
+
+    Raises:
+        UserError: The model or the images will not do.
+    """
+    classifier = Classifier.of(model)
+    images = images_of(dataset, classifier.img_mode)
+    with placed(classifier.model, device), evaluating(classifier.model):
+        try:
+            return _fit(Running(classifier, batch_size, workers, amp), images, progress).trained
+        except NoTemperatureError:
+            return None
+
+
 def _temperatures(store: Store, running: Running, images: Images, progress: bool) -> Temperatures:
     """Fit temperatures on held-out images, or take those that the store has."""
+    return store.temperatures(lambda: _fit(running, images, progress))
 
-    def fit() -> Temperatures:
-        plan, config = held_out(images, running.classifier, SEED)
-        logits: dict[str, list[Tensor]] = {condition.name: [] for condition in plan}
-        labels = []
-        with _working(running, plan, plan, progress) as bar:
-            for condition, of, target in logits_of(running, plan, bar):
-                logits[condition.name].append(of.float().cpu())
-                if condition.name == 'clean':
-                    labels.append(target.cpu())
-        target = torch.cat(labels)
-        found = {name: fit_temperature(torch.cat(of), target) for name, of in logits.items()}
-        return Temperatures(**found, aa=str(config), split=images.split, images=len(target))
 
-    return store.temperatures(fit)
+def _fit(running: Running, images: Images, progress: bool) -> Temperatures:
+    """Fit temperatures on held-out images."""
+    plan, config = held_out(images, running.classifier, SEED)
+    logits: dict[str, list[Tensor]] = {condition.name: [] for condition in plan}
+    labels = []
+    with _working(running, plan, plan, progress) as bar:
+        for condition, of, target in logits_of(running, plan, bar):
+            logits[condition.name].append(of.float().cpu())
+            if condition.name == 'clean':
+                labels.append(target.cpu())
+    target = torch.cat(labels)
+    found = {name: fit_temperature(torch.cat(of), target) for name, of in logits.items()}
+    return Temperatures(**found, aa=str(config), split=images.split, images=len(target))
 
 
 def _fill(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from timm_molly.robustness.fit import Power
+    from timm_molly.robustness.fit import Fit
     from timm_molly.robustness.report import Cell, Metrics, Report
 
 COLOURS = {
@@ -60,18 +60,25 @@ def draw(report: Report) -> dict[str, Figure]:
     }
 
 
-def fit(report: Report, powers: Mapping[str, Power]) -> Figure:
-    """Share of correct answers against t with the confidence of the fitted label beside the paper's."""
-    figure = blank(4.2 * len(powers), 3.6)
-    for ax, (name, power) in zip(panels(figure, 1, len(powers))[0], powers.items(), strict=True):
-        t, correct, _ = curve(report, name)
-        ax.plot(t, correct, 'o', color=COLOURS[name], markersize=4, label='share correct')
+def fit(report: Report, found: Fit) -> Figure:
+    """Confidence and share correct against t, and below it the smoothing that would close the gap between them."""
+    figure = blank(4.2 * len(found.gaps), 5.6)
+    above, below = panels(figure, 2, len(found.gaps), sharex=True)
+    for ax, under, (name, gap) in zip(above, below, found.gaps.items(), strict=True):
+        colour = COLOURS[name]
+        ax.plot(gap.t, gap.confidence, '-', color='#333333', linewidth=1.4, label='mean confidence')
+        ax.plot(gap.t, gap.correct, 'o', color=colour, markersize=4, label='share correct')
+        ax.fill_between(gap.t, gap.correct, gap.confidence, color=colour, alpha=0.15, linewidth=0, label='gap')
+        dress(ax, f'{name}: how sure, and how right', '')
+        under.plot(gap.t, gap.smoothing, 'o', color=colour, markersize=4, label='closes the gap')
         fine = np.linspace(0, 1, 101)
-        ax.plot(fine, power.confidence(fine), '-', color=COLOURS[name], label=f'fitted label, k = {power.power:g}')
-        ax.plot(fine, power.confidence(fine, 1.0), ':', color='#333333', label="paper's label, k = 1")
-        dress(ax, f'{name}: rms gap {power.rms:.3f}, largest {power.largest:.3f}', 't (0 is clean)')
-        ax.set_ylim(0, 1.02)
-        ax.legend(frameon=False, fontsize=7.5)
+        chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
+        under.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
+        under.plot(fine, gap.gamma(fine), chosen['varying'], color='#999999', label=f'label power {gap.power:g}')
+        dress(under, 'label smoothing', 't (0 is clean)')
+        for each in (ax, under):
+            each.set_ylim(-0.02, 1.02)
+            each.legend(frameon=False, fontsize=7.5)
     return figure
 
 

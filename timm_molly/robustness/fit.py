@@ -1,8 +1,9 @@
-"""`timm_molly.fit`: label powers whose confidence follows what a network still recognises."""
+"""`timm_molly.fit`: how much surer a network is than right, and the label smoothing that would close the gap."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from timm_molly.files import make_folder, write_json
 from timm_molly.preview import save_figure
 from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import SEED, Mollification
-from timm_molly.robustness.evaluate import How, evaluate
+from timm_molly.robustness.evaluate import How, evaluate, temperature
 from timm_molly.robustness.images import Dataset, Images, folder_name
 from timm_molly.robustness.report import Report
+from timm_molly.tables import aligned
 
 try:
     from scipy.optimize import minimize_scalar
@@ -32,81 +34,91 @@ except ImportError as error:
 
 POWERS = (0.05, 1000.0)
 HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
-LARGE_GAP = 0.05  # rms, in units of confidence
-ADVICE = 'train it with --aa molly-k1000 and fit again'
+SMALL = 0.02  # of a gap, in units of confidence; larger where few images leave more to chance
+POOR = 0.05  # of the gap that the best powers leave
+ADVICE = 'train it with --aa molly-w --smoothing 0 and fit again'
+SHOWN = (0.2, 0.4, 0.6, 0.8, 1.0)  # t in the table
 
 
 @dataclass(frozen=True)
-class Power:
-    """The label power that fits what a network recognises of noised, or of blurred images.
+class Gap:
+    """Confidence and accuracy of a network under noise, or under blur, at rising t.
 
     Attributes:
         degradation: 'noise' or 'blur'.
         num_classes: Number of classes K.
-        power: To three digits.
-        rms: Root mean square of label confidence - share correct over t in (0, 1], at that power.
-        largest: Largest gap likewise.
-        paper_rms: `rms` at the paper's power, 1.
+        t: In [0, 1], 0 for the clean images.
+        confidence: Mean confidence c at each t.
+        correct: Share of correct answers a at each t.
+        power: Label power whose smoothing gamma(t) comes nearest to closing the gap.
     """
 
     degradation: str
     num_classes: int
+    t: tuple[float, ...]
+    confidence: tuple[float, ...]
+    correct: tuple[float, ...]
     power: float
-    rms: float
-    largest: float
-    paper_rms: float
-
-    def confidence(self, t: ArrayLike, power: float | None = None) -> NDArray[np.float64]:
-        """Confidence of the label at t in [0, 1], of any shape, with this power or another."""
-        return _confidence(self.degradation, t, self.power if power is None else power, self.num_classes)
-
-    def __str__(self) -> str:
-        return (
-            f'{self.degradation}: k = {self.power:g}: rms gap {self.rms:.3f}, largest {self.largest:.3f} '
-            f'(k = 1: rms {self.paper_rms:.3f})'
-        )
 
     @property
-    def doubts(self) -> list[str]:
-        """What is odd about the power itself."""
-        found, under = [], f'under {self.degradation}'
-        if self.power > 0.9 * POWERS[1]:
-            found.append(f'{under} the net still recognises everything: hard labels are right')
-        elif not self.answers:
-            found.append(f'{under} the net recognises next to nothing: is it trained?')
-        elif self.power < 1:
-            found.append(f"{under} the answer is below the paper's 1: labels even less sure than the paper's")
-        if self.rms > LARGE_GAP:
-            found.append(f'{under} even the best power is far from what the net recognises, by {self.rms:.3f}')
-        return found
+    def smoothing(self) -> NDArray[np.float64]:
+        """The label smoothing that would close the gap at each t: `max(0, (c - a) / (c - 1 / K))`, at most 1.
+
+        Smoothing by gamma turns a confidence c into `(1 - gamma) c + gamma / K`, which this makes equal to a.
+        """
+        gap, room = self.left(0.0), self._room
+        found: NDArray[np.float64] = np.divide(gap, room, out=np.zeros_like(gap), where=room > 0)
+        return np.asarray(found.clip(0, 1), np.float64)
+
+    def left(self, gamma: ArrayLike) -> NDArray[np.float64]:
+        """What a smoothing would leave of the gap at each t: `c - a - gamma (c - 1 / K)`."""
+        gap = np.subtract(self.confidence, self.correct, dtype=np.float64)
+        return np.asarray(gap - np.asarray(gamma, np.float64) * self._room, np.float64)
+
+    def gamma(self, t: ArrayLike, power: float | None = None) -> NDArray[np.float64]:
+        """Smoothing at t of a label power, of the fitted one by default."""
+        return _gamma(self.degradation, t, self.power if power is None else power)
 
     @property
-    def answers(self) -> bool:
-        """Whether the net recognises enough for an answer."""
-        return self.power >= 1.1 * POWERS[0]
+    def _room(self) -> NDArray[np.float64]:
+        return np.asarray(self.confidence) - 1 / self.num_classes
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Label powers for the data of a report, and how far they are to be trusted.
+    """The gap between a network's confidence and its accuracy, and what would close it.
 
     Attributes:
-        report: What was measured of noised and blurred images.
-        powers: By degradation.
+        report: What was measured of clean, noised and blurred images.
+        gaps: By degradation.
+        case: 'none' (no gap), 'constant' (the same smoothing would close it at every t), 'varying' (a smoothing that
+            depends on t comes nearer) or 'unsure' (the network is less sure than it is right).
+        left: What is left of the gap, as root mean square over the t: as it is ('none'), with one smoothing
+            ('constant'), and with the powers ('varying').
+        added: Smoothing that would close the gap at every t best, on top of the training's own.
         aa: The aa string to train with; None where the figures give no answer.
+        smoothing: The --smoothing to train with; None likewise, and where the training's own is not known.
+        temperature: The one that all logits can be divided by instead; None where none can be fitted.
         doubts: What speaks against it, a clause each.
     """
 
     report: Report
-    powers: Mapping[str, Power]
+    gaps: Mapping[str, Gap]
+    case: str
+    left: Mapping[str, float]
+    added: float
     aa: str | None
+    smoothing: float | None
+    temperature: float | None
     doubts: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [str(power) for power in self.powers.values()]
+        lines = [self._table(), '', self._verdict()]
         lines += [''] * bool(self.doubts) + [f'But: {doubt}' + '.' * (doubt[-1] != '?') for doubt in self.doubts]
-        none = 'No --aa to copy: these figures do not answer what labels your data should have.'
-        return '\n'.join([*lines, f'\n--aa {self.aa}' if self.aa else f'\n{none}'])
+        if self.aa is None:
+            return '\n'.join([*lines, '\nNo line to copy: these figures do not say what labels your data should have.'])
+        smoothing = '' if self.smoothing is None else f' --smoothing {self.smoothing:g}'
+        return '\n'.join([*lines, f'\n--aa {self.aa}{smoothing}'])
 
     def save(self, folder: str | Path) -> None:
         """Write the report, fit.json and fit.png.
@@ -116,10 +128,46 @@ class Fit:
         """
         folder = make_folder(Path(folder))
         self.report.save(folder)
-        kept = ('power', 'rms', 'largest', 'paper_rms')
-        powers = {name: {key: getattr(power, key) for key in kept} for name, power in self.powers.items()}
-        write_json(folder / 'fit.json', {'aa': self.aa, **powers})
-        save_figure(figures.fit(self.report, self.powers), folder / 'fit.png')
+        kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added')}
+        gaps = {
+            name: {**{key: list(getattr(gap, key)) for key in ('t', 'confidence', 'correct')}, 'power': gap.power}
+            | {'smoothing': [round(float(value), 6) for value in gap.smoothing]}
+            for name, gap in self.gaps.items()
+        }
+        write_json(folder / 'fit.json', {**kept, 'left': dict(self.left), **gaps})
+        save_figure(figures.fit(self.report, self), folder / 'fit.png')
+
+    def _table(self) -> str:
+        rows = [['', '', 'clean', *(f't = {t:g}' for t in SHOWN)]]
+        for name, gap in self.gaps.items():
+            for label, values in (
+                ('confidence', gap.confidence),
+                ('share correct', gap.correct),
+                ('smoothing that closes it', gap.smoothing),
+            ):
+                at = dict(zip(gap.t, values, strict=True))
+                found = [f'{at[t]:.2f}' if t in at else '' for t in (0.0, *SHOWN)]
+                rows.append([name if label == 'confidence' else '', label, *found])
+        return aligned(rows)
+
+    def _verdict(self) -> str:
+        powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
+        if self.case == 'none':
+            return (
+                f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}. Leave its labels as they are.'
+            )
+        if self.case == 'unsure':
+            gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
+            return f'The net is less sure than it is right, by {gap:.3f} on average: its labels take too much.'
+        begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
+        constant = f'One smoothing of {self.added:.2g} at every t would leave {self.left["constant"]:.3f} of it'
+        varying = f'label powers of {powers} {self.left["varying"]:.3f}'
+        if self.case == 'varying':
+            return f'{begin} {constant}, {varying}: the labels should depend on t.'
+        instead = (
+            '' if self.temperature is None else f' One temperature, {self.temperature:.3g}, would do without training.'
+        )
+        return f'{begin} {constant}, {varying}: smooth all labels alike.{instead}'
 
 
 def fit(
@@ -129,9 +177,9 @@ def fit(
     seed: int = SEED,
     **how: Unpack[How],
 ) -> Fit:
-    """Measure a classifier on noised and blurred held-out images, and fit the label powers to what it recognises.
+    """Measure how sure and how right a classifier is of noised and blurred held-out images, and what closes the gap.
 
-    It is best trained with `--aa molly-k1000`: hard labels on the same noise and blur.
+    A network that is best asked was trained with hard labels on the same noise and blur: `--aa molly-w --smoothing 0`.
 
     Args:
         model: As of `evaluate`.
@@ -141,23 +189,28 @@ def fit(
         **how: As of `evaluate`: batch_size, workers, device, amp, cache, progress.
 
     Returns:
-        `print` shows powers, doubts and the aa string; `save` writes them with pictures.
+        `print` shows the gap, doubts and what to train with; `save` writes them with pictures.
 
     Raises:
         UserError: As of `evaluate`; or the model gave logits that are not finite.
     """
     classifier = Classifier.of(model)
+    if aa:
+        classifier = dataclasses.replace(classifier, aa=aa)
     report = evaluate(classifier, dataset, Mollification(aa, seed=seed), **how)
-    return fit_report(report, classifier, aa)
+    running: Any = {key: value for key, value in how.items() if key not in ('cache', 'command')}
+    return fit_report(report, classifier, temperature(classifier, dataset, **running))
 
 
-def fit_report(report: Report, classifier: Classifier, aa: str | None = None, data_dir: str | None = None) -> Fit:
-    """Fit the label powers to a report of mollification.
+def fit_report(
+    report: Report, classifier: Classifier, temperature: float | None = None, data_dir: str | None = None
+) -> Fit:
+    """Say what closes the gap that a report of mollification shows.
 
     Args:
         report: The report.
-        classifier: What was measured.
-        aa: The aa string of its training; None for the one that the classifier names.
+        classifier: What was measured; `aa` is that of its training.
+        temperature: Fitted on the same images.
         data_dir: Folder of the images, by which those of the training are known again.
 
     Raises:
@@ -165,55 +218,80 @@ def fit_report(report: Report, classifier: Classifier, aa: str | None = None, da
     """
     if report.not_finite:
         raise UserError(f'the model gave logits that are not finite in {", ".join(report.not_finite)}')
-    powers = {name: fit_power(name, report) for name in report.names}
-    trained = aa or classifier.aa
-    # The rest of the recipe stays: the roles, the law of t, and the policy that molly is stacked with.
-    config, rest = split_aa(trained) if trained else (None, None)
-    found = {f'{name}_power': power.power for name, power in powers.items()}
-    best = dataclasses.replace(config or MollyConfig(), **found)  # type: ignore[arg-type]
-    known_plain = config is None and bool(trained or (classifier.training and classifier.training.settings))
-    answered = not known_plain and all(power.answers for power in powers.values())
-    doubts = [
-        *_doubts_of_training(config, known_plain),
-        *_doubts_of_images(report, classifier, data_dir),
-        *(doubt for power in powers.values() for doubt in power.doubts),
-    ]
-    string = f'{best}+{rest}' if rest else str(best)
-    return Fit(report, powers, string if answered else None, tuple(doubts))
+    gaps = {name: fit_gap(name, report) for name in report.names}
+    added = _constant(gaps)
+    left = {
+        'none': _rms([gap.left(0.0) for gap in gaps.values()]),
+        'constant': _rms([gap.left(added) for gap in gaps.values()]),
+        'varying': _rms([gap.left(gap.gamma(gap.t)) for gap in gaps.values()]),
+    }
+    case = _case(left, added, report.data.images)
+    config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
+    settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
+    known_plain = config is None and bool(classifier.aa or settings)
+    best = config or MollyConfig(weighted=True)
+    if case == 'varying':
+        powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
+        best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
+    own = settings.get('smoothing')
+    smoothing = own = float(own) if isinstance(own, (int, float)) else None
+    if own is not None and case == 'constant':
+        smoothing = round(1 - (1 - own) * (1 - added), 2)
+    answered = not known_plain and case != 'unsure'
+    doubts = [*_doubts_of_training(config, known_plain), *_doubts_of_images(report, classifier, data_dir)]
+    if case == 'varying' and left['varying'] > POOR:
+        doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
+    aa = (f'{best}+{rest}' if rest else str(best)) if answered else None
+    return Fit(report, gaps, case, left, added, aa, smoothing if answered else None, temperature, tuple(doubts))
 
 
-def fit_power(degradation: str, report: Report) -> Power:
-    """Find the power whose label confidence is nearest to the share of correct answers.
-
-    Minimises the root mean square over t in (0, 1] of confidence(t, k) - correct(t), each t alike.
+def fit_gap(degradation: str, report: Report) -> Gap:
+    """Take the gap under one degradation, and find the power whose smoothing leaves least of it over t in (0, 1].
 
     Args:
         degradation: 'noise' or 'blur'.
         report: Of mollification.
     """
-    num_classes = report.data.num_classes
-    cells = report.at(degradation)
-    at, share = np.array(list(cells)), np.array([1 - cell.error for cell in cells.values()])
+    cells = {**report.at('clean'), **report.at(degradation)}
+    confidence = tuple(cell.confidence for cell in cells.values())
+    correct = tuple(1 - cell.error for cell in cells.values())
+    gap = Gap(degradation, report.data.num_classes, tuple(cells), confidence, correct, 1.0)
 
-    def gaps(power: float) -> NDArray[np.float64]:
-        return np.asarray(_confidence(degradation, at, power, num_classes) - share)
-
-    def rms(power: float) -> float:
-        return float(np.sqrt(np.mean(gaps(power) ** 2)))
+    def left(power: float) -> float:
+        return _rms([gap.left(gap.gamma(gap.t, power))])
 
     # On a coarse grid first: far from the answer the gap hardly depends on the power, and a search could stop there.
     grid = np.geomspace(*POWERS, 200)
-    best = int(np.argmin([rms(power) for power in grid]))
+    best = int(np.argmin([left(power) for power in grid]))
     bounds = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
-    found = minimize_scalar(lambda log_power: rms(np.exp(log_power)), bounds=bounds, method='bounded')
-    power = float(f'{np.exp(found.x):.3g}')
-    return Power(degradation, num_classes, power, rms(power), float(np.abs(gaps(power)).max()), rms(1.0))
+    found = minimize_scalar(lambda log_power: left(np.exp(log_power)), bounds=bounds, method='bounded')
+    return dataclasses.replace(gap, power=float(f'{np.exp(found.x):.3g}'))
 
 
-def _confidence(degradation: str, t: ArrayLike, power: float, num_classes: int) -> NDArray[np.float64]:
+def _constant(gaps: Mapping[str, Gap]) -> float:
+    """The smoothing, the same at every t, that leaves the smallest root mean square of the gap."""
+    gap = np.concatenate([each.left(0.0) for each in gaps.values()])
+    room = np.concatenate([each.left(0.0) - each.left(1.0) for each in gaps.values()])
+    return float(np.clip(gap @ room / max(room @ room, 1e-12), 0, 0.99))
+
+
+def _case(left: Mapping[str, float], added: float, images: int) -> str:
+    small = max(SMALL, 1 / math.sqrt(images))  # two standard errors of a share of one half
+    if left['none'] <= small:
+        return 'none'
+    if added == 0:
+        return 'unsure'
+    return 'constant' if left['constant'] <= max(small, left['varying']) else 'varying'
+
+
+def _rms(parts: list[NDArray[np.float64]]) -> float:
+    return float(np.sqrt(np.mean(np.concatenate(parts) ** 2)))
+
+
+def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
     config = MollyConfig(noise_power=power, blur_power=power)
     at = torch.as_tensor(np.asarray(t), dtype=torch.float64)
-    return np.asarray(config.confidence(degradation[0], at, num_classes).numpy(), np.float64)
+    return np.asarray(config.gamma(degradation[0], at).numpy(), np.float64)
 
 
 def _doubts_of_training(config: MollyConfig | None, known_plain: bool) -> list[str]:
@@ -223,7 +301,7 @@ def _doubts_of_training(config: MollyConfig | None, known_plain: bool) -> list[s
     if config is None:
         return [f'nothing says whether the net was trained with molly (--aa says it); if it was not, {ADVICE}']
     powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
-    if min(powers) < HARD:
+    if not config.weighted and min(powers) < HARD:
         return [f'the net was trained with the labels of {config}, not with hard ones; {ADVICE}']
     return []
 
@@ -235,5 +313,5 @@ def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | No
     same = isinstance(where, str) and data_dir and Path(where).resolve() == Path(data_dir).resolve()
     named = {split.lower(), folder_name(data_dir).lower() if data_dir else ''}
     if named & {'train', 'training'} or (same and split == (settings.get('train_split') or 'train')):
-        return ['these may be images that the net was trained on, of which it recognises more than of others']
+        return ['these may be images that the net was trained on, of which it is righter than of others']
     return []

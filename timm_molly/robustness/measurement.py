@@ -14,7 +14,7 @@ from timm_molly.classifier import Classifier
 from timm_molly.errors import UserError
 from timm_molly.robustness.conditions import Conditions, Corruptions, Mollification, Published, check_seed
 from timm_molly.robustness.corruptions.names import COMMON, SEVERITIES
-from timm_molly.robustness.evaluate import evaluate
+from timm_molly.robustness.evaluate import RunHow, evaluate, temperature
 from timm_molly.robustness.images import Images, check_classes, class_folders, open_dataset
 from timm_molly.robustness.report import Report
 from timm_molly.robustness.subset import Subset
@@ -159,15 +159,28 @@ class Measurement:
             classifier,
             self.images(classifier),
             conditions,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            device=self.device or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'),
-            amp=getattr(torch, self.amp_dtype) if self.amp else None,
             calibrate=self.images(classifier, self.calibrate) if self.calibrate else None,
             cache=cache,
-            progress=progress,
             command=command,
+            **self._how(progress),
         )
+
+    def temperature(self, classifier: Classifier, progress: bool = True) -> float | None:
+        """Fit one temperature to the images themselves, as `evaluate.temperature` does."""
+        images = self.images(classifier)
+        if images is None:
+            return None
+        return temperature(replace(classifier, aa=self.aa or classifier.aa), images, **self._how(progress))
+
+    def _how(self, progress: bool) -> RunHow:
+        return {
+            'batch_size': self.batch_size,
+            'workers': self.workers,
+            'device': self.device
+            or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'),
+            'amp': getattr(torch, self.amp_dtype) if self.amp else None,
+            'progress': progress,
+        }
 
     def words(self) -> list[str]:
         """The flags of `timm-molly validate` that say it."""

@@ -16,6 +16,10 @@ except ImportError as error:
 RANGE = (1e-3, 1e3)
 
 
+class NoTemperatureError(UserError):
+    """No temperature in the range is the best."""
+
+
 def fit_temperature(logits: Tensor, target: Tensor) -> float:
     """Find the T > 0 for which softmax(logits / T) has the smallest NLL.
 
@@ -33,7 +37,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
         T, from 0.001 to 1000.
 
     Raises:
-        UserError: There is none in this range, or logits are not finite.
+        NoTemperatureError: There is none in this range, or logits are not finite.
 
     Example:
         >>> import torch
@@ -42,7 +46,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     """
     z = logits.double() - logits.double().max(1, keepdim=True).values
     if not z.isfinite().all():
-        raise UserError('no temperature can be fitted: the logits of held-out images are not finite')
+        raise NoTemperatureError('no temperature can be fitted: the logits of held-out images are not finite')
     of_label = z.gather(1, target[:, None])[:, 0]
 
     def slope(log_inverse: float) -> float:
@@ -51,10 +55,12 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
 
     low, high = (-math.log(t) for t in reversed(RANGE))
     if slope(high) < 0 or (of_label == 0).all():
-        raise UserError(
+        raise NoTemperatureError(
             'no temperature can be fitted: the net is right on all held-out images, or nearly so, and the smaller the '
             'temperature the better. Hold out more images, which it was not trained on'
         )
     if slope(low) > 0:
-        raise UserError('no temperature can be fitted: the net is no better than chance on the held-out images')
+        raise NoTemperatureError(
+            'no temperature can be fitted: the net is no better than chance on the held-out images'
+        )
     return math.exp(-brentq(slope, low, high, xtol=1e-10))
