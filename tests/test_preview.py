@@ -52,6 +52,17 @@ def test_each_picture_says_its_t_its_strength_and_the_confidence_left():
     assert 't = 1, 16 px' in texts
 
 
+def test_a_hard_label_says_its_weight():
+    figure = draw_small('molly-w-k2')
+    texts = captions(figure)
+    assert texts[texts.index('t = 0.4, std 0.59') + 1] == 'weight 0.881'  # by hand: 1 - sin(pi .4 / 2)**4
+    assert texts[texts.index('t = 0.4, 1.47 px') + 1] == 'weight 0.840'
+    axes = figure.axes[-1]
+    curves = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(curves['blur'].get_ydata(), 1 - np.linspace(0, 1, 201) ** 2, atol=1e-6)
+    assert axes.get_ylabel() == 'weight of the loss'
+
+
 def test_the_pictures_are_the_degraded_images():
     figure = draw_small('molly')
     pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]

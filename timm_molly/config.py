@@ -81,6 +81,16 @@ class MollyConfig:
         gamma = self.gamma(role, t)
         return torch.ones_like(gamma) if self.weighted else functional.confidence(gamma, num_classes)
 
+    def weight(self, role: str, t: Tensor) -> Tensor:
+        """Weight of their loss, shaped as `t`: 1 - gamma where they are `weighted`, 1 where not.
+
+        Example:
+            >>> MollyConfig(weighted=True).weight('b', torch.tensor([0.0, 0.5, 1.0]))
+            tensor([1.0000, 0.5000, 0.0000])
+        """
+        gamma = self.gamma(role, t)
+        return 1 - gamma if self.weighted else torch.ones_like(gamma)
+
     @classmethod
     def from_string(cls, string: str) -> MollyConfig:
         """Parse an aa string such as `'molly-b4-mxn'`; `str(config)` is the way back.

@@ -1,4 +1,4 @@
-"""The `timm-molly preview` picture: what the network will see, and the confidence its labels keep."""
+"""The `timm-molly preview` picture: what the network will see, and how sure its labels are, or how much they count."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         middle = (left + CELL * len(TEMPERATURES) / 2) / width
         style: dict[str, Any] = dict(ha='center', va='center', fontsize=11, fontweight='bold', color=COLOURS[name])
         figure.text(middle, 1 - 0.22 / height, name.capitalize(), **style)
-        confidence = config.confidence(strip.role, torch.tensor(TEMPERATURES), num_classes or 2)
-        _draw_strip(figure, strip, left, picture_height, confidence)
+        kept = _kept(config, strip.role, torch.tensor(TEMPERATURES), num_classes)
+        _draw_strip(figure, strip, left, picture_height, 'weight' if config.weighted else 'confidence', kept)
         left += CELL * len(TEMPERATURES) + GAP
     plot_width = min(3.6, width - 1.2)
     place = ((width - plot_width) / 2 / width, 0.55 / height, plot_width / width, PLOT / height)
@@ -155,7 +155,12 @@ def _strips(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig) -> dict[s
     return strips
 
 
-def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float, confidence: Tensor) -> None:
+def _kept(config: MollyConfig, role: str, t: Tensor, num_classes: int | None) -> Tensor:
+    """Confidence that labels keep at t, or the weight that hard ones have."""
+    return config.weight(role, t) if config.weighted else config.confidence(role, t, num_classes or 2)
+
+
+def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float, word: str, kept: Tensor) -> None:
     """Draw pictures with what belongs under each, from `left` inches on."""
     width, height = figure.get_size_inches()
     for row, pictures in enumerate(strip.pictures):
@@ -165,13 +170,13 @@ def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float
             axes = figure.add_axes((x, y, (CELL - 0.06) / width, (picture_height - 0.06) / height))
             axes.imshow(pictures[column].permute(1, 2, 0).numpy(), interpolation='nearest')
             axes.set_axis_off()
-            for line, text in enumerate((f't = {t:g}, {said}', f'confidence {confidence[column]:.3f}')):
+            for line, text in enumerate((f't = {t:g}, {said}', f'{word} {kept[column]:.3f}')):
                 style: dict[str, Any] = dict(ha='center', va='baseline', fontsize=6.2, transform=axes.transAxes)
                 axes.text(0.5, -(0.13 + 0.12 * line) / picture_height, text, **style)
 
 
 def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig, num_classes: int | None) -> None:
-    """Draw the confidence against t, over how often t is drawn."""
+    """Draw confidence, or weight, against t, over how often t is drawn."""
     fine, t = torch.linspace(0, 1, 201), torch.tensor(TEMPERATURES)
     inner = fine.clamp(1e-3, 1 - 1e-3)
     log_density = (config.alpha - 1) * inner.log() + (config.beta - 1) * (1 - inner).log()
@@ -179,12 +184,12 @@ def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig
     axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
     for name, strip in strips.items():
         for at, style in ((fine, '-'), (t, 'o')):
-            confidence = config.confidence(strip.role, at, num_classes or 2).numpy()
+            kept = _kept(config, strip.role, at, num_classes).numpy()
             label = name if style == '-' else None
-            axes.plot(at.numpy(), confidence, style, color=COLOURS[name], markersize=3.5, label=label)
+            axes.plot(at.numpy(), kept, style, color=COLOURS[name], markersize=3.5, label=label)
     axes.set_xlabel('t', fontsize=8)
     said = f'the label, K = {num_classes}' if num_classes else 'a label that is present'
-    axes.set_ylabel(f'confidence in {said}', fontsize=8)
+    axes.set_ylabel('weight of the loss' if config.weighted else f'confidence in {said}', fontsize=8)
     axes.set_title(str(config), fontsize=8)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.03, 1.03)
