@@ -1,6 +1,5 @@
 """`timm_molly.evaluate` from Python: any module, any data set, and the same as the command line."""
 
-import json
 
 import numpy as np
 import pytest
@@ -183,14 +182,6 @@ def test_what_is_no_data_set_is_named(data, words):
 def test_what_cannot_be_measured_is_named(make, words, pictures):
     with pytest.raises(UserError, match=words):
         make(pictures)
-
-
-def test_a_network_is_fitted_from_python(pictures, tmp_path):
-    fitted = timm_molly.fit(classifier(), pictures, 'molly-k1000', workers=0, progress=False)
-    assert {*fitted.powers} == {'noise', 'blur'}
-    fitted.save(tmp_path)
-    assert json.loads((tmp_path / 'fit.json').read_text())['noise']['power'] == fitted.powers['noise'].power
-    assert str(fitted).startswith('noise: k = ')
 
 
 def test_a_picture_is_classified(pictures):

@@ -160,7 +160,7 @@ def make_loaders(args, data_config, device, dtype):
         is_training=False,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
-        **common,
+        **{**common, 'batch_size': args.validation_batch_size or args.batch_size},
     )
     return loader_train, loader_eval, mixup_fn
 
