@@ -1,6 +1,5 @@
 """`timm_molly.evaluate` from Python: any module, any data set, and the same as the command line."""
 
-
 import numpy as np
 import pytest
 import timm

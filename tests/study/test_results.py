@@ -94,6 +94,7 @@ def test_published_networks_are_those_of_the_runs_that_their_list_names():
     for name, row, seed in listed:
         report = Report.load(ROOT / 'hub_cards' / name)
         run = runs[f'{row}/{seed}']
-        assert (report.model.sha256, results.numbers(report)) == (run['sha256'], run['figures'])
+        assert report.model.sha256 == run['sha256']
+        assert results.numbers(report).items() >= run['figures'].items()
     rows = {row['name']: row['values']['corrupted nll']['mean'] for row in results.rows(study) if row['molly']}
     assert min(rows, key=rows.get) == 'augmix+molly-k100' == listed[1][1]  # what the list says of it

@@ -31,6 +31,7 @@ from support.reports import cell, empty, made
 
 from timm_molly.cli import main
 from timm_molly.errors import UserError
+from timm_molly.robustness.report import Scaled, Temperatures
 from timm_molly.study import results, runner, script
 from timm_molly.study import run as run_module
 from timm_molly.study.grid import choose, read_grid
@@ -486,14 +487,18 @@ def test_the_measurement_sees_images_as_the_training_did(tmp_path, corrupted, cr
     assert torch.equal(classifier.model.state_dict()['fc.bias'], averaged['fc.bias'])
 
 
-def test_overconfidence_is_confidence_less_share_correct():
-    figures = cell(0.25, nll=1, ece=0.125, confidence=0.5)
-    found = results.numbers(made(cells={('clean', 0): figures, ('shot_noise', 1): figures}))
-    assert found == {
-        **{
-            f'{part} {key}': figures[key] for part in ('clean', 'corrupted', 'noise') for key in ('error', 'nll', 'ece')
-        },
-        **{f'{part} overconfidence': -0.25 for part in ('clean', 'corrupted', 'noise')},
+def test_the_figures_of_a_report_are_those_of_its_parts():
+    after = {'clean': Scaled(0.75, 0.0625), 'trained': Scaled(0.5, 0.03125)}
+    shot = cell(0.25, nll=1, ece=0.125, confidence=0.5, aurc=0.375, scaled=after)
+    bar = cell(0.5, nll=2, ece=0.25, confidence=0.75, aurc=0.5, scaled=after)
+    report = made(cells={('clean', 0): shot, ('shot_noise', 1): shot, ('cocentric_sine_waves', 1): bar})
+    report = dataclasses.replace(report, temperatures=Temperatures(2.0, 3.0, 'molly', 'validation', 10))
+    same = {'error': 0.25, 'nll': 1, 'ece': 0.125, 'aurc': 0.375, 'overconfidence': -0.25}
+    scaled = {'nll after T': 0.75, 'ece after T': 0.0625, 'nll after trained T': 0.5, 'ece after trained T': 0.03125}
+    other = {'error': 0.5, 'nll': 2, 'ece': 0.25, 'aurc': 0.5, 'overconfidence': 0.25}
+    parts = {'clean': same, 'corrupted': same, 'noise': same, 'C-bar': other}
+    assert results.numbers(report) == {
+        f'{part} {name}': value for part, values in parts.items() for name, value in {**values, **scaled}.items()
     }
     assert results.numbers(made(cells={('shot_noise', 1): empty()})) == {}
 
@@ -515,11 +520,11 @@ def test_the_command_writes_and_prints_a_table(study, tmp_path, capsys):
     said = capsys.readouterr()
     assert 'plain+molly/0: clean error 5.0 %, NLL 0.150, ECE 0.017, corrupted error 12.5 %' in said.err
     out = tmp_path / 'output' / 'study' / 'mine'
-    lines = said.out.splitlines()
     # seeds 0 and 1: 25 % and 25 * 8/7; their mean, and |difference| / 2 for the standard error of two
     assert 'plain            2  26.8 ± 1.8' in said.out
-    line = next(line for line in lines if line.startswith('plain+molly '))
-    assert ' '.join(line.split()) == 'plain+molly 1 12.5 -12.5 0.375 -0.375 0.042 -0.042'
+    short, corrupted, *_ = [' '.join(line.split()) for line in said.out.splitlines() if line.startswith('plain+molly ')]
+    assert short == 'plain+molly 1 5.0 12.5 0.375 0.042 0.083'  # clean error first, AURC last
+    assert corrupted == 'plain+molly 1 12.5 -12.5 0.375 -0.375 0.042 -0.042'
     assert 'rand' not in said.out
     assert {'study.json', 'study.md', 'study.png'} <= {path.name for path in out.iterdir()}
     assert study() == 0  # the rest

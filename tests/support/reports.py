@@ -12,12 +12,12 @@ from timm_molly.robustness.report import (
 )
 
 
-def cell(error, images=100, **values):
+def cell(error, images=100, scaled=None, **values):
     """A cell by its error alone."""
     bins = [0.0] * 10 + [images / 5] * 5, [0.0] * 10 + [images / 6] * 5, [0.0] * 10 + [images / 5.5] * 5
     figures = {'error': error, 'nll': 2 * error, 'brier': error, 'ece': error / 4, 'confidence': 0.9}
     figures |= {'adaptive_ece': error / 5, 'aurc': error / 3, 'e_aurc': error / 6, **values}
-    return Cell(**figures, images=images, bins=Bins(*map(tuple, bins)), labels='abc')
+    return Cell(**figures, images=images, bins=Bins(*map(tuple, bins)), labels='abc', scaled=scaled or {})
 
 
 def empty(images=100):

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 SCHEMA = 'timm-molly/study'
 VERSION = 1
 METRICS = {metric: HEADINGS[metric] for metric in ('error', 'nll', 'ece')}
+SCALED = {'clean': 'after T', 'trained': 'after trained T'}  # which held-out images a temperature was fitted on
+RANKED = {'nll after T': 'NLL after T', 'ece after T': 'ECE after T', 'aurc': 'AURC'}
+SUMMARY = {
+    'clean error %': 'clean error',
+    'corrupted error %': 'corrupted error',
+    'corrupted NLL': 'corrupted nll',
+    'corrupted ECE': 'corrupted ece',
+    'ECE after T': 'corrupted ece after T',
+    'C-bar error %': 'C-bar error',
+    'corrupted AURC': 'corrupted aurc',
+}
 
 Run = dict[str, Any]
 Row = dict[str, Any]
@@ -65,17 +76,27 @@ def collect(
 def numbers(report: Report) -> dict[str, float]:
     """The figures of a report by name: 'clean error', 'corrupted nll', 'weather ece' ...
 
-    Of each part error, NLL, ECE, and the mean confidence less the share of correct answers, which ECE gives without
-    its sign: 'clean overconfidence'.
+    Of each part error, NLL, ECE, AURC, and the mean confidence less the share of correct answers, which ECE gives
+    without its sign: 'clean overconfidence'. Where temperatures were fitted on held-out images, also the NLL and ECE
+    that they lead to: 'clean ece after T' of one fitted on clean images, 'clean ece after trained T' of one fitted on
+    clean, noised and blurred ones.
     """
-    parts: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
-    parts['corrupted'] = report.mean
     found: dict[str, float] = {}
-    for part, values in {**parts, **report.groups}.items():
-        if values.error == values.error:
-            found |= {f'{part} {metric}': values[metric] for metric in METRICS}
-            found[f'{part} overconfidence'] = values.confidence - (1 - values.error)
-    return found
+    for part, values in _parts(report).items():
+        found |= {f'{part} {metric}': values[metric] for metric in (*METRICS, 'aurc')}
+        found[f'{part} overconfidence'] = values.confidence - (1 - values.error)
+    if report.temperatures:
+        for by, words in SCALED.items():
+            for part, values in _parts(report.scaled(by)).items():
+                found |= {f'{part} {metric} {words}': values[metric] for metric in ('nll', 'ece')}
+    return {name: value for name, value in found.items() if value == value}  # an older report has no AURC
+
+
+def _parts(report: Report) -> dict[str, Metrics]:
+    """Means of the parts of a report that were measured."""
+    parts: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
+    parts |= {'corrupted': report.mean, **report.groups, 'C-bar': report.bar}
+    return {name: values for name, values in parts.items() if values.error == values.error}
 
 
 def rows(study: Mapping[str, Any], against: str | None = None) -> list[Row]:
@@ -118,7 +139,7 @@ def _over_seeds(of: Sequence[Mapping[str, float]]) -> dict[str, Value]:
 
 
 def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> str:
-    """Tables of a study: corrupted and clean images, corruptions by group, and runs that have no figures.
+    """Tables of a study: main figures, corrupted and clean images, groups of corruptions, and runs without figures.
 
     Args:
         study: What `collect` returns.
@@ -129,11 +150,15 @@ def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> 
     parts = list(dict.fromkeys(key.split()[0] for row in found for key in row['values']))
     groups = [part for part in parts if part not in ('corrupted', 'clean')]
     difference = f'- {against}' if against else 'with - without'
+    known = {key for row in found for key in row['values']}
     blocks = {}
+    if not against:
+        blocks['In short'] = _table(found, {text: key for text, key in SUMMARY.items() if key in known}, seeds=True)
     for part in ('corrupted', 'clean'):
-        if part in parts:
-            columns = {text: f'{part} {metric}' for metric, text in METRICS.items()}
-            blocks[f'{part.capitalize()} images'] = _table(found, columns, difference, seeds=True)
+        for title, metrics in (('images', METRICS), ('images, calibrated and ranked', RANKED)):
+            columns = {text: f'{part} {metric}' for metric, text in metrics.items() if f'{part} {metric}' in known}
+            if columns:
+                blocks[f'{part.capitalize()} {title}'] = _table(found, columns, difference, seeds=True)
     if groups:
         for metric, text in (('error', 'Error %'), ('ece', 'ECE')):
             columns = {group: f'{group} {metric}' for group in groups}
@@ -148,6 +173,8 @@ def tables(study: Mapping[str, Any], style: str, against: str | None = None) -> 
         'Runs without figures': [f'{run["row"]}/{run["seed"]}: {run["status"]}: {run["reason"]}' for run in bad],
     }
     texts = ['Means over seeds ± their standard errors; differences are taken seed by seed.']
+    if any(key.endswith('after T') for key in known):
+        texts[0] += ' T: a temperature of each run, fitted on clean held-out images.'
     texts += [f'{mark}{title}\n\n{render(table)}' for title, table in blocks.items()]
     texts += [f'{mark}{title}\n\n- ' + '\n- '.join(lines) for title, lines in lists.items() if lines]
     return '\n\n'.join(texts)
