@@ -3,6 +3,8 @@
 import functools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from timm_molly.study import results
 from timm_molly.study.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = sorted(path.parent for path in (ROOT / 'recipes' / 'studies').glob('*/study.json'))
+STUDIES = ROOT / 'recipes' / 'studies'
+FOLDERS = sorted(path.parent for path in STUDIES.glob('*/study.json'))
 PAGES = [ROOT / 'README.md', ROOT / 'recipes' / 'results.md']
 each_study = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 
@@ -34,8 +37,9 @@ def test_the_tables_are_those_of_the_runs(folder, tmp_path):
 
 @each_study
 def test_the_runs_are_those_of_the_grid(folder):
-    entries = read_grid(folder.with_suffix('.yaml'), {}, {}).entries
     runs = read(folder)['runs']
+    measured = {(run['row'], run['seed']) for run in runs}
+    entries = [e for e in read_grid(folder.with_suffix('.yaml'), {}, {}).entries if (e.row, e.seed) in measured]
     assert [(run['recipe'], run['molly'], run['seed']) for run in runs] == [
         (e.recipe, e.molly, e.seed) for e in entries
     ]
@@ -44,6 +48,25 @@ def test_the_runs_are_those_of_the_grid(folder):
     assert read(folder)['notes'] == []
     assert {run['status'] for run in runs} == {'finished'}
     assert len({run['sha256'] for run in runs}) == len(runs)
+
+
+def merge(*words):
+    return subprocess.run([sys.executable, STUDIES / 'merge.py', *words], capture_output=True, text=True)
+
+
+def test_runs_of_two_machines_are_those_of_one(tmp_path):
+    whole = read(STUDIES / 'fashion_mnist')
+    for i, folder in enumerate('ab'):
+        (tmp_path / folder).mkdir()
+        half = {**whole, 'runs': whole['runs'][i::2][::-1]}
+        (tmp_path / folder / 'study.json').write_text(json.dumps(half))
+    words = [STUDIES / 'fashion_mnist.yaml', tmp_path / 'b', '--output']
+    assert merge(*words, tmp_path / 'a').returncode == 0
+    for name in ('study.json', 'study.md'):
+        assert (tmp_path / 'a' / name).read_text() == (STUDIES / 'fashion_mnist' / name).read_text()
+    (tmp_path / 'b' / 'study.json').write_text(json.dumps({**whole, 'script': {'torch': '2.5.0'}}))
+    assert 'not of the same train.py and packages' in merge(*words, tmp_path / 'a').stderr
+    assert 'was not run as the grid says' in merge(STUDIES / 'fashion_mnist_tenth.yaml', *words[1:], tmp_path).stderr
 
 
 def told(page):
