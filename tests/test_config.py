@@ -134,6 +134,25 @@ def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('section', 'meant'),
+    [('xnb', 'mxnb'), ('Mxn', 'mxn'), ('beta=4', 'b4'), ('B4', 'b4'), ('weighted', 'w'), ('noise_power2', 'kn2')],
+)
+def test_a_section_that_is_nearly_one_is_told_which(section, meant):
+    MollyConfig.from_string(f'molly-{meant}')
+    with pytest.raises(ValueError, match=rf'\(did you mean {meant}\?\)'):
+        MollyConfig.from_string(f'molly-{section}')
+    with pytest.raises(ValueError) as error:
+        MollyConfig.from_string('molly-z4')
+    assert 'did you mean' not in str(error.value)
+
+
+@pytest.mark.parametrize('aa', ['moly', 'Mollly-b4', 'rand-m9+moly'])
+def test_a_misspelt_molly_does_not_go_to_timm(aa):
+    with pytest.raises(ValueError, match=r'\(did you mean molly\?\)'):
+        split_aa(aa)
+
+
 @pytest.mark.parametrize('field', ['alpha', 'beta', 'noise_power', 'blur_power', 'min_scale'])
 @pytest.mark.parametrize('value', [0, -1, math.nan, math.inf, '2'])
 def test_bad_values_are_refused(field, value):

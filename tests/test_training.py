@@ -136,10 +136,12 @@ def test_a_checkpoint_that_names_no_model_asks_for_it(trained, image_folder, cap
     assert 'which model? Add --model' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('place', 'name'), [('my.pth', 'my'), ('model_best.pth.tar', 'net'), ('.', 'net')])
+@pytest.mark.parametrize(
+    ('place', 'name'), [('my.pth', 'my'), ('--checkpoint my.pth', 'my'), ('model_best.pth.tar', 'net'), ('.', 'net')]
+)
 def test_a_report_is_named_after_the_training_or_the_file(trained, image_folder, monkeypatch, place, name):
     monkeypatch.chdir(trained)
-    command = f'validate --checkpoint {place} --model test_resnet --num-classes 3 --img-size 32 --mean 0.5 --std 0.5'
+    command = f'validate {place} --model test_resnet --num-classes 3 --img-size 32 --mean 0.5 --std 0.5'
     flags = ['--data-dir', str(image_folder), '-j', '0', '--corruptions', 'contrast', '--severities', '1']
     assert main([*command.split(), *flags]) == 0
     assert (trained / 'output' / 'validate' / name / 'report.json').is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from timm_molly import functional
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 
 ROLES = 'xnbe'
 # What timm's auto_augment strings start with.
@@ -150,6 +151,7 @@ _FIELDS = {
     's': ('min_scale',),
     'w': ('weighted',),
 }
+_SECTION = re.compile(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)|(w)()')
 _DEFAULTS = {field.name: field.default for field in fields(MollyConfig)}
 _SECTIONS = (
     'm<roles> (letters x, n, b, e), a<number> and b<number> (t ~ Beta(a, b)), '
@@ -176,6 +178,10 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
         ('molly-b4', 'rand-m9-mstd0.5-inc1')
     """
     if 'molly' not in aa.lower():
+        for policy in aa.split('+'):
+            name = policy.strip().partition('-')[0]
+            if name not in POLICIES and (meant := hint(name.lower(), ['molly'])):
+                raise UserError(f'no policy {policy!r} in {aa!r}{meant}')
         return None, aa
     policies = [policy.strip() for policy in aa.split('+')]
     ours = [policy for policy in policies if policy.lower().startswith('molly')]
@@ -192,11 +198,25 @@ def split_aa(aa: str) -> tuple[MollyConfig | None, str | None]:
 
 
 def _split_section(section: str, string: str) -> tuple[str, str]:
-    match = re.fullmatch(r'(m)([a-z]+)|(kn|kb|k|a|b|s)(\d+\.?\d*|\.\d+)|(w)()', section)
+    match = _SECTION.fullmatch(section)
     if match is None:
-        raise UserError(f'unknown or malformed section {section!r} in {string!r}. Sections are {_SECTIONS}')
+        meant = f' (did you mean {near}?)' if (near := _near(section)) else ''
+        raise UserError(f'unknown or malformed section {section!r} in {string!r}{meant}. Sections are {_SECTIONS}')
     key, text = (group for group in match.groups() if group is not None)
     return key, text
+
+
+def _near(section: str) -> str | None:
+    """The section that may be meant by one that is not: 'b4' by 'beta=4', 'mxnb' by 'xnb', 'w' by 'weighted'."""
+    word, value = re.fullmatch(r'([a-z_]*)[^a-z0-9.]*(.*)', section.lower(), re.DOTALL).groups()  # type: ignore[union-attr]
+    keys = {name: key for key, names in _FIELDS.items() for name in names if len(names) == 1} | {'power': 'k'}
+    near = difflib.get_close_matches(word, [*keys, *keys.values()], 1)
+    found = f'{keys.get(near[0], near[0])}{value}' if near else ''
+    if _SECTION.fullmatch(section.lower()):
+        found = section.lower()
+    elif not set(section.lower()) - set(ROLES):
+        found = f'm{section.lower()}'
+    return found if _SECTION.fullmatch(found) else None
 
 
 def _spell(value: str | float | bool) -> str:

@@ -1,5 +1,10 @@
 """Errors that the user can do something about."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something that the user has to change: what was wrong, the value, and what to do.
@@ -14,6 +19,17 @@ class PackageError(UserError, ImportError):
 
 class HubError(UserError, ConnectionError):
     """The Hub could not be reached, or kept failing."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names may be meant by one that is not; nothing where none is near.
+
+    Example:
+        >>> hint('contrats', ['contrast', 'fog'])
+        ' (did you mean contrast?)'
+    """
+    near = difflib.get_close_matches(name, known, 1)
+    return f' (did you mean {near[0]}?)' if near else ''
 
 
 def needs(what: str, extra: str, error: ImportError) -> PackageError:

@@ -1,4 +1,6 @@
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from timm_molly import __version__
-from timm_molly.cli import main
+from timm_molly.cli import COMMANDS, _parser, main
 from timm_molly.errors import UserError
 
 
@@ -60,12 +62,21 @@ def test_version(capsys):
 
 
 def test_commands_are_listed_and_unknown_ones_refused(capsys):
-    for arguments in ([], ['--help'], ['nonsense']):
+    for arguments in (['--help'], ['valdate', '--help'], ['--debug']):
         with pytest.raises(SystemExit):
             main(arguments)
     text = ''.join(capsys.readouterr())
-    assert 'preview' in text
-    assert "invalid choice: 'nonsense'" in text
+    assert all(name in text for name in COMMANDS)
+    assert "no command 'valdate' (did you mean validate?); there are run, preview" in text
+
+
+def test_without_arguments_it_names_three_commands_that_take_what_it_says(capsys):
+    assert main([]) == 0
+    lines = re.findall(r'^  timm-molly (.+?)  ', capsys.readouterr().out, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ['preview', 'validate', 'push']
+    parser = _parser({name: importlib.import_module(f'timm_molly.cli.{name}') for name in COMMANDS})
+    for line in lines:
+        assert parser.parse_args(line.split()).command == line.split()[0]
 
 
 def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, monkeypatch):

@@ -16,9 +16,17 @@ from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
 from timm_molly import __version__
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 
 COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
+START = f"""\
+timm-molly {__version__}: train.py --aa molly, and what comes before and after it
+
+  timm-molly preview PHOTO.jpg             draw what the network will see, and how sure its label stays
+  timm-molly validate RUN --data-dir DIR   measure a training: error and calibration, clean and corrupted
+  timm-molly push RUN --repo-id ME/NAME    share it on the Hugging Face Hub
+
+timm-molly --help lists all commands, timm-molly COMMAND --help what one takes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     modules = {name: importlib.import_module(f'{__name__}.{name}') for name in COMMANDS}
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser(modules).parse_args(arguments)
+    parser = _parser(modules)
+    if not arguments:
+        print(START)
+        return 0
+    name = next((word for word in arguments if not word.startswith('-')), 'run')
+    if name not in COMMANDS:
+        parser.error(f'no command {name!r}{hint(name, COMMANDS)}; there are {", ".join(COMMANDS)}')
+    args = parser.parse_args(arguments)
     args.command_line = ' '.join(['timm-molly', *arguments])  # which reports quote
     module = modules[args.command]
     try:
@@ -57,7 +72,7 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='timm-molly', description='Mollification for timm.')
     parser.add_argument('--version', action='version', version=f'timm-molly {__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    commands = parser.add_subparsers(dest='command', required=True)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, module in modules.items():
         command = commands.add_parser(name, help=module.HELP, description=module.DESCRIPTION)
         module.add_arguments(command)

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     flags.add_arguments(parser)
     flags.add_benchmark_arguments(parser)
+    flags.add_machine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

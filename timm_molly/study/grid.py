@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 from timm_molly.plain import is_plain
 from timm_molly.study.measure import FLAGS
 
@@ -200,12 +199,6 @@ def _check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> N
     for key in found:
         if key not in known:
             raise UserError(f'{where} has an unknown key {key!r}{hint(str(key), known)}; it takes {", ".join(known)}')
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """Say which of the known names may be meant by one that is not."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f' (did you mean {near[0]}?)' if near else ''
 
 
 def _cross(path: Path, cross: Any, recipes: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 from timm_molly.robustness import report
-from timm_molly.study.grid import Entry, hint
+from timm_molly.study.grid import Entry
 
 # The command line's, because a train script gets its arguments as a process does.
 CHILD = [sys.executable, '-m', 'timm_molly.cli.child']

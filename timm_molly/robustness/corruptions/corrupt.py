@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 from timm_molly.plain import short
 from timm_molly.robustness.corruptions.names import ALL, SEVERITIES
 from timm_molly.robustness.corruptions.strengths import strengths_of, table_for
@@ -48,7 +48,7 @@ class Corrupt:
 
     def __post_init__(self) -> None:
         if self.name not in ALL:
-            raise UserError(f'no corruption {short(self.name)}; there are {", ".join(ALL)}')
+            raise UserError(f'no corruption {short(self.name)}{hint(str(self.name), ALL)}; there are {", ".join(ALL)}')
         if type(self.severity) is not int or self.severity not in SEVERITIES:
             raise UserError(f'severity must be 1 to 5, got {self.severity!r}')
         if self.table is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 
 GROUPS = {
     'noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
@@ -47,7 +47,8 @@ def chosen(choices: Sequence[str], table: str | None = None) -> tuple[str, ...]:
     """
     for choice in choices:
         if choice not in CHOICES and choice not in ALL:
-            raise UserError(f'no corruption {choice!r}; there are {", ".join((*CHOICES, *ALL))}')
+            known = (*CHOICES, *ALL)
+            raise UserError(f'no corruption {choice!r}{hint(choice, known)}; there are {", ".join(known)}')
     groups = {**CHOICES, 'bar': BAR_OF[table]} if table else CHOICES
     names = {name for choice in choices for name in groups.get(choice, (choice,))}
     if table and names - {*COMMON, *HELD_OUT, *BAR_OF[table]}:
