@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 
 Row = Sequence[str]
 
 
-def aligned(rows: Sequence[Row]) -> str:
+def aligned(rows: Sequence[Row], width: int | None = None) -> str:
     """Rows of cells as text, the first column to the left and the others to the right.
 
+    A table that is too wide is set in parts below each other, each with the first column.
+
+    Args:
+        rows: The cells.
+        width: Characters that a line may have; None for those of the terminal, or any number where there is none.
+
     Example:
-        >>> print(aligned([['', 'error %'], ['clean', '8.3'], ['fog', '21.0']]))
-               error %
-        clean      8.3
-        fog       21.0
+        >>> print(aligned([['', 'error %', 'ECE'], ['clean', '8.3', '0.012'], ['fog', '21.0', '0.103']]))
+               error %    ECE
+        clean      8.3  0.012
+        fog       21.0  0.103
+        >>> print(aligned([['', 'error %', 'ECE'], ['fog', '21.0', '0.103']], width=15))
+             error %
+        fog     21.0
+        <BLANKLINE>
+               ECE
+        fog  0.103
     """
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [
-        '  '.join([f'{head:<{first}}', *(f'{cell:>{width}}' for cell, width in zip(cells, others, strict=True))])
-        for head, *cells in rows
-    ]
-    return '\n'.join(line.rstrip() for line in lines)
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    first, *others = zip(*rows, strict=True)
+    parts, used = [[first]], _width(first)
+    for column in others:
+        used += 2 + _width(column)
+        if used > width and len(parts[-1]) > 1:
+            parts.append([first])
+            used = _width(first) + 2 + _width(column)
+        parts[-1].append(column)
+    return '\n\n'.join(_lines(part) for part in parts)
+
+
+def _lines(columns: Sequence[Row]) -> str:
+    """Set columns beside each other."""
+    others = [[f'{cell:>{_width(column)}}' for cell in column] for column in columns[1:]]
+    first = [f'{cell:<{_width(columns[0])}}' for cell in columns[0]]
+    return '\n'.join('  '.join(cells).rstrip() for cells in zip(first, *others, strict=True))
+
+
+def _width(column: Row) -> int:
+    return max(map(len, column))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -166,11 +166,12 @@ def make_loaders(
 def train_both(loaders: Mapping[str, Any], num_classes: int, args: argparse.Namespace) -> dict[str, nn.Module]:
     """Train a model on each loader at the same budget, and show progress."""
     import torch
-    import tqdm
+
+    from timm_molly.progress import bar
 
     models = {}
     steps = args.epochs * sum(len(loader) for loader in loaders.values())
-    with tqdm.tqdm(total=steps, unit='step', dynamic_ncols=True, mininterval=0.5) as progress:
+    with bar(total=steps, unit='step') as progress:
         for name, loader in loaders.items():
             progress.set_description(f'train {name}')
             torch.manual_seed(args.seed)

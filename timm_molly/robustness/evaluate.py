@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-import tqdm
 from torch import Tensor, nn
 
 from timm_molly.classifier import Classifier, evaluating
 from timm_molly.errors import UserError
+from timm_molly.progress import bar
 from timm_molly.robustness.cache import Store
 from timm_molly.robustness.conditions import SEED, Condition, Conditions, common, held_out
 from timm_molly.robustness.corruptions import transforms
@@ -36,6 +36,9 @@ from timm_molly.robustness.report import (
 )
 from timm_molly.robustness.temperature import NoTemperatureError, fit_temperature
 from timm_molly.weights import one_line
+
+if TYPE_CHECKING:
+    import tqdm
 
 WAIT = 1.0  # seconds, until it is asked again whether other processes have finished
 
@@ -312,10 +315,10 @@ def _working(
     images = [0 if condition.images.streamed else len(condition.images) for condition in plan]
     missing = [0 if condition.images.streamed else len(condition.images) for condition in todo]
     total, initial = sum(images) or None, sum(images) - sum(missing)
-    bar = tqdm.tqdm(total=total, initial=initial, unit='img', dynamic_ncols=True, mininterval=0.5, disable=not progress)
-    with bar, _threads(running.workers), _said(running.workers):
+    shown = bar(total=total, initial=initial, unit='img', disable=not progress)
+    with shown, _threads(running.workers), _said(running.workers):
         try:
-            yield bar
+            yield shown
         except (ConnectionError, EOFError):
             # The signal of a worker's death comes later than its broken pipe: let it come here.
             time.sleep(1 if running.workers else 0)

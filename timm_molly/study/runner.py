@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tqdm
-
 from timm_molly.files import locked, try_lock
+from timm_molly.progress import bar
 from timm_molly.study.grid import Entry
 from timm_molly.study.run import epochs, known, moved, run, say
 
@@ -88,7 +87,7 @@ class Progress:
         self.output = output
         self.ended = 0
         epochs = sum(entry.train['epochs'] for entry in todo)
-        self.bar = tqdm.tqdm(total=epochs, unit='epoch', dynamic_ncols=True, mininterval=1, smoothing=0.05)
+        self.bar = bar(total=epochs, unit='epoch', smoothing=0.05)
 
     def __enter__(self) -> Progress:
         return self
