@@ -51,7 +51,14 @@ def oldest(session: nox.Session) -> None:
     """The oldest Python, and of every package that pyproject.toml names its lower bound."""
     project = nox.project.load_toml('pyproject.toml')['project']
     extras = project['optional-dependencies']
-    needed = [*project['dependencies'], *extras['plot'], *extras['robustness'], *extras['demo'], *extras['test']]
+    needed = [
+        *project['dependencies'],
+        *extras['plot'],
+        *extras['robustness'],
+        *extras['completion'],
+        *extras['demo'],
+        *extras['test'],
+    ]
     bounds = [re.match(r'([\w-]+)>=([\w.]+)', each) for each in needed if not each.startswith('timm-molly')]
     _test(session, *(f'{bound[1]}=={bound[2]}' for bound in bounds))  # a package without a bound is an error
 

@@ -79,6 +79,25 @@ def test_without_arguments_it_names_three_commands_that_take_what_it_says(capsys
         assert parser.parse_args(line.split()).command == line.split()[0]
 
 
+def test_a_shell_completes_commands_flags_and_files(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='0'):
+        main(['--print-completion', 'bash'])
+    (tmp_path / 'completion').write_text(capsys.readouterr().out)
+    (tmp_path / 'photo.jpg').touch()
+    script = 'source ./completion\nfor words in "val" "validate --cali" "preview ph"; do\n'
+    script += 'COMP_WORDS=(timm-molly $words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()\n'
+    script += '_shtab_timm_molly; echo "${COMPREPLY[@]}"; done'
+    done = subprocess.run(['bash', '-c', script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ['validate', '--calibrate', 'photo.jpg']
+
+
+def test_completion_says_which_package_it_lacks(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'shtab', None)
+    with pytest.raises(SystemExit, match='2'):
+        main(['--print-completion', 'zsh'])
+    assert 'pip install "timm-molly[completion]"' in capsys.readouterr().err
+
+
 def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['before'])
     monkeypatch.setattr(sys, 'path', list(sys.path))

@@ -13,10 +13,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from timm_molly import __version__
-from timm_molly.errors import UserError, hint
+from timm_molly.errors import UserError, hint, needs
 
 COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
 START = f"""\
@@ -42,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         print(START)
         return 0
-    name = next((word for word in arguments if not word.startswith('-')), 'run')
-    if name not in COMMANDS:
+    name = next(word for word in [*arguments, '-'] if word != '--debug')
+    if name not in COMMANDS and not name.startswith('-'):
         parser.error(f'no command {name!r}{hint(name, COMMANDS)}; there are {", ".join(COMMANDS)}')
     args = parser.parse_args(arguments)
     args.command_line = ' '.join(['timm-molly', *arguments])  # which reports quote
@@ -72,6 +74,12 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='timm-molly', description='Mollification for timm.')
     parser.add_argument('--version', action='version', version=f'timm-molly {__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    parser.add_argument(
+        '--print-completion',
+        action=_Completion,
+        choices=('bash', 'zsh', 'tcsh'),
+        help='print the completion of a shell',
+    )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, module in modules.items():
         command = commands.add_parser(name, help=module.HELP, description=module.DESCRIPTION)
@@ -79,6 +87,23 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
         if name != 'run':  # whose arguments are the script's
             command.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+class _Completion(argparse.Action):
+    """Print the completion script of a shell, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError as error:
+            parser.error(str(needs('completion', 'completion', error)))
+        commands = next(action.choices for action in parser._actions if action.dest == 'command')
+        assert isinstance(commands, dict)
+        for action in (action for command in commands.values() for action in command._actions):
+            if action.type is Path or action.metavar in ('DIR', 'FILE'):
+                action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 @contextmanager
