@@ -1,6 +1,9 @@
+import random
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from timm_molly.cli import main
@@ -93,15 +96,71 @@ def test_only_what_the_roles_ask_for_is_drawn():
     assert not any('std' in text for text in captions(draw_small('molly-mb')))
 
 
+@pytest.fixture
+def rows_of(monkeypatch):
+    """What is drawn: the normalised images, and with which mean, std and number of classes."""
+    found = {}
+
+    def draw(x, mean, std, config, num_classes):
+        found.update(x=x, mean=mean.tolist(), std=std.tolist(), config=str(config), num_classes=num_classes)
+        return Figure()
+
+    monkeypatch.setattr('timm_molly.preview.draw', draw)
+    return found
+
+
+def test_of_a_folder_four_images_are_drawn_of_different_classes(tmp_path, rows_of, capsys):
+    for i in range(8):
+        (tmp_path / 'data' / f'class{i}').mkdir(parents=True)
+        for j in range(3):
+            Image.new('RGB', (40, 40), (30 * i, 0, 0)).save(tmp_path / 'data' / f'class{i}' / f'{j}.png')
+    (tmp_path / 'data' / 'notes.txt').write_text('no image')
+    preview([tmp_path / 'data'], mean=(0.0,), std=(1.0,), img_size=32)
+    assert (255 * rows_of['x'][:, 0, 0, 0]).round().tolist() == [0, 60, 120, 180]
+    (tmp_path / 'empty').mkdir()
+    assert main(['preview', str(tmp_path / 'empty')]) == 2
+    assert 'empty holds no images' in capsys.readouterr().err
+
+
+def test_the_flags_are_train_pys(photo, tmp_path, rows_of, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ['preview', str(photo), '--model', 'preactresnet18.cifar100']
+    assert main(command) == 0
+    assert (rows_of['x'].shape, rows_of['num_classes']) == ((1, 3, 32, 32), 100)
+    np.testing.assert_allclose(rows_of['mean'], [0.5071, 0.4865, 0.4409], atol=1e-4)  # of the data set
+    assert main([*command, '--img-size', '24', '--mean', '0.5', '--std', '.1', '.2', '.3', '--num-classes', '7']) == 0
+    assert (rows_of['x'].shape, rows_of['num_classes'], rows_of['mean']) == ((1, 3, 24, 24), 7, [0.5] * 3)
+    np.testing.assert_allclose(rows_of['std'], [0.1, 0.2, 0.3])
+    for flags, words in (
+        (['--model', 'resnet5O'], "timm has no model 'resnet5O'"),
+        (['--model', 'resnet50.nonsense'], "timm has no model 'resnet50.nonsense'"),
+        (['--mean', '0', '1'], 'mean and std must be 1 or 3 numbers'),
+        (['--std', '0'], 'std above 0'),
+    ):
+        assert main(['preview', str(photo), *flags]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('policy', ['rand-m9-mstd0.5-inc1', 'augmix-m3-w3', 'original'])
+def test_timms_policy_is_drawn_too_and_the_same_each_time(photo, rows_of, policy):
+    drawn = []
+    for aa in ('molly', f'molly+{policy}', f'molly+{policy}'):
+        preview([photo], aa, 48)
+        drawn.append(rows_of['x'])
+        np.random.rand(), random.random()
+    assert not torch.allclose(drawn[0], drawn[1], atol=0.05)
+    assert torch.equal(drawn[1], drawn[2])
+
+
 def damaged(path, how):
     whole = path.read_bytes()
     path.write_bytes({'truncated': whole[: len(whole) // 2], 'not an image': b'hello' * 100, 'empty': b''}[how])
     return path
 
 
-@pytest.mark.parametrize('how', ['truncated', 'not an image', 'empty', 'missing', 'folder'])
+@pytest.mark.parametrize('how', ['truncated', 'not an image', 'empty', 'missing'])
 def test_an_image_that_cannot_be_read_is_named_in_a_line(photo, tmp_path, capsys, how):
-    bad = tmp_path if how == 'folder' else tmp_path / 'none.png' if how == 'missing' else damaged(photo, how)
+    bad = tmp_path / 'none.png' if how == 'missing' else damaged(photo, how)
     good = tmp_path / 'good.png'
     Image.new('RGB', (40, 40)).save(good)
     before = sorted(tmp_path.iterdir())

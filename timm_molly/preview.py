@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FOLDER = 4  # images that are drawn of a folder
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {'noise': '#c2452d', 'blur': '#2a6f97'}
@@ -39,8 +43,9 @@ def preview(
     """Draw images noised and blurred at rising t, as a network trained with `aa` will see them.
 
     Args:
-        images: Image files, one row each.
-        aa: The aa string of the training; only its molly part is drawn.
+        images: Image files, one row each, or folders, of each of which four images are drawn.
+        aa: The aa string of the training. What its other policy makes of an image is drawn once (hflip, crops and
+            colour jitter are not).
         img_size: Input size in pixels: images are resized and cropped to it as timm does for validation.
         num_classes: Number of classes, for the confidence that the label keeps; None for multi-label targets.
         mean: Mean (3,) and
@@ -59,15 +64,48 @@ def preview(
         raise needs('drawing', 'plot', error) from None
     if not images:
         raise UserError('no images to draw: give one or more files')
-    config, _ = split_aa(aa)
+    config, policy = split_aa(aa)
     if config is None or not set(config.roles) & {'n', 'b'}:
         raise UserError(f'{aa!r} neither noises nor blurs, so there is nothing to draw; try --aa molly')
     if img_size < 1 or (num_classes is not None and num_classes < 2):
         raise UserError(f'image size must be 1 or more and classes 2 or more, got {img_size} and {num_classes}')
     if config.min_scale > img_size:
         raise UserError(f'the smallest blur of {config} is {config.min_scale:g} pixels, more than the side, {img_size}')
-    x = _read(images, img_size, mean, std)
+    mean, std = (values * (3 // len(values)) if len(values) in (1, 3) else values for values in (list(mean), list(std)))
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise UserError(f'mean and std must be 1 or 3 numbers, and std above 0, got {mean} and {std}')
+    x = _read([file for path in images for file in _files(path)], img_size, mean, std, policy)
     return draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes)
+
+
+def of_model(name: str) -> dict[str, Any]:
+    """Return `img_size`, `mean`, `std` and `num_classes`, as `preview` takes them, of a model of timm.
+
+    Raises:
+        UserError: timm has no such model.
+
+    Example:
+        >>> of_model('preactresnet18.cifar10')['img_size']
+        32
+    """
+    from timm.data import resolve_data_config
+    from timm.models import get_pretrained_cfg
+
+    import timm_molly.models  # noqa: F401
+
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError:  # another tag than the architecture has
+        found = None
+    if found is None:
+        raise UserError(f'timm has no model {name!r}; timm.list_models() lists them')
+    config = resolve_data_config(pretrained_cfg=found.to_dict())
+    return {
+        'img_size': max(config['input_size'][-2:]),
+        'mean': config['mean'],
+        'std': config['std'],
+        'num_classes': found.num_classes,
+    }
 
 
 @dataclass(frozen=True)
@@ -199,15 +237,48 @@ def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig
     axes.legend(fontsize=7.5, frameon=False, loc='upper left', bbox_to_anchor=(1.0, 1.0))
 
 
-def _read(paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Read images as timm does; return them normalised, (N, 3, img_size, img_size)."""
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let timm's policies draw the same each time from the global generators, and leave these as they are."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _files(path: Path) -> list[Path]:
+    """Return an image file, or four that are spread over a folder, and so over its folders of classes."""
+    if not path.is_dir():
+        return [path]
+    from timm.data import get_img_extensions
+
+    found = sorted(file for file in path.rglob('*') if file.suffix.lower() in get_img_extensions())
+    if not found:
+        raise UserError(f'the folder {path} holds no images')
+    count = min(FOLDER, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def _read(
+    paths: Sequence[Path], img_size: int, mean: Sequence[float], std: Sequence[float], policy: str | None
+) -> Tensor:
+    """Read images as timm does, a policy on top; return them normalised, (N, 3, img_size, img_size)."""
     from timm.data import create_transform
 
-    transform = create_transform(img_size, is_training=False, crop_pct=1.0, mean=tuple(mean), std=tuple(std))
+    options: dict[str, Any] = dict(mean=tuple(mean), std=tuple(std))
+    if policy is None:
+        transform = create_transform(img_size, is_training=False, crop_pct=1.0, **options)
+    else:
+        options |= dict(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, color_jitter=None, interpolation='bilinear')
+        transform = create_transform(img_size, is_training=True, auto_augment=policy, **options)
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path) as image, _seeded():
                 images.append(transform(eight_bits(image, 'RGB')))
         except FileNotFoundError:
             raise UserError(f'no such image: {path}') from None
