@@ -67,6 +67,7 @@ class Mollify:
         self.num_splits = num_splits
         self.generator = generator
         self.multi_label = multi_label
+        self.drawn: tuple[str, Tensor] = '', torch.empty(0)  # roles and t of the last batch, of `draw`
 
     def __repr__(self) -> str:
         return f'Mollify({self.config}, num_splits={self.num_splits})'
@@ -109,6 +110,7 @@ class Mollify:
         for i, role in enumerate(roles):
             if role in 'xe':
                 t[i :: len(roles)] = float(role == 'e')
+        self.drawn = roles, t
         return roles, t
 
     @torch.no_grad()

@@ -221,6 +221,17 @@ def test_nothing_but_the_flag_is_needed(image_folder, tmp_path, python):
     check_log(done.stdout + done.stderr)
 
 
+def test_the_first_batch_is_drawn_beside_the_checkpoints(image_folder, tmp_path, python):
+    options = arguments(image_folder, tmp_path, '')
+    done = python(SCRIPT, *options, env={'TIMM_MOLLY_BATCH': 'batch.png'})
+    assert done.returncode == 0, done.stderr[-4000:]
+    log = done.stdout + done.stderr
+    check_log(log)
+    assert log.count('Drew the first batch: ') == 1
+    assert {'batch.png', 'last.pth.tar'} <= {path.name for path in (tmp_path / 'run').iterdir()}
+    assert 'label smoothing 0.1 (--smoothing 0 for none' in log
+
+
 @pytest.mark.parametrize('launcher', ['python -m timm_molly', 'timm-molly run'])
 def test_the_launchers_work_where_autoload_is_off(launcher, image_folder, tmp_path, python):
     start = ['-m', 'timm_molly'] if '-m' in launcher else ['-c', 'from timm_molly.cli import main; main()', 'run']

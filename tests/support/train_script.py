@@ -271,17 +271,17 @@ def main():
         task.prepare_distributed(device_ids=None)
     saver = None
     if utils.is_primary(args):
-        output = utils.get_outdir(args.output or './output/train', args.experiment or 'run')
+        output_dir = utils.get_outdir(args.output or './output/train', args.experiment or 'run')
         saver = utils.CheckpointSaver(
             model=task.get_trainable_module(),
             optimizer=optimizer,
             args=args,
-            checkpoint_dir=output,
-            recovery_dir=output,
+            checkpoint_dir=output_dir,
+            recovery_dir=output_dir,
             max_history=args.checkpoint_hist,
             task=task,
         )
-        Path(output, 'args.yaml').write_text(args_text)
+        Path(output_dir, 'args.yaml').write_text(args_text)
     scheduler, epochs = create_scheduler_v2(
         optimizer,
         **scheduler_kwargs(args),
@@ -302,7 +302,7 @@ def main():
         if saver is not None:
             lr = sum(group['lr'] for group in optimizer.param_groups) / len(optimizer.param_groups)
             first = epoch == start_epoch
-            utils.update_summary(epoch, train, metrics, Path(output, 'summary.csv'), lr=lr, write_header=first)
+            utils.update_summary(epoch, train, metrics, Path(output_dir, 'summary.csv'), lr=lr, write_header=first)
             saver.save_checkpoint(epoch, metric=metrics['top1'])
         scheduler.step(epoch + 1, metrics['top1'])
         results.append({'epoch': epoch, 'train': train, 'validation': metrics})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 from torch import Tensor
 
 from timm_molly.mollify import Mollify
 from timm_molly.target import CoupledTarget
+
+if TYPE_CHECKING:
+    from timm_molly.plugin.batch import BatchPicture
 
 
 class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -21,11 +25,13 @@ class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
     Args:
         loader: Yields (input, target), such as one made by `timm.data.create_loader`.
         mollify: The batch operation.
+        picture: Draws the first batch, where that is asked for.
     """
 
-    def __init__(self, loader: Any, mollify: Mollify) -> None:
+    def __init__(self, loader: Any, mollify: Mollify, picture: BatchPicture | None = None) -> None:
         super().__init__(loader)
         self._self_mollify = mollify
+        self._self_picture = picture
         self._self_checked = False
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor | CoupledTarget]]:
@@ -35,7 +41,15 @@ class MollyLoader(wrapt.ObjectProxy):  # type: ignore[type-arg]
                     target.float()
                 )  # waits for the device, so once; on the CPU it is done every time
                 self._self_checked = True
-            yield self._mollified(x, target)
+            x, target = self._mollified(x, target)
+            if self._self_picture:
+                self._self_picture.save(partial(self._images, x), len(target))
+                self._self_picture = None
+            yield x, target
 
     def _mollified(self, x: Any, target: Tensor) -> tuple[Any, Tensor | CoupledTarget]:
         return self._self_mollify(x, target)
+
+    def _images(self, x: Any, count: int) -> Sequence[Tensor]:
+        """The first images (C, H, W) of a batch."""
+        return list(x[:count])

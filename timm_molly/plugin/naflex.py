@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from timm_molly.errors import UserError
 from timm_molly.mollify import Mollify, noise_source, turns
 from timm_molly.plugin.loader import MollyLoader
 from timm_molly.target import CoupledTarget
+
+if TYPE_CHECKING:
+    from timm_molly.plugin.batch import BatchPicture
 
 
 class NaFlexMollyLoader(MollyLoader):
@@ -22,14 +26,31 @@ class NaFlexMollyLoader(MollyLoader):
         mollify: The batch operation.
         patch_size: As of `mollify_patches`.
         channels_last: Likewise.
+        picture: As of `MollyLoader`.
     """
 
-    def __init__(self, loader: Any, mollify: Mollify, patch_size: tuple[int, int], channels_last: bool) -> None:
-        super().__init__(loader, mollify)
+    def __init__(
+        self,
+        loader: Any,
+        mollify: Mollify,
+        patch_size: tuple[int, int],
+        channels_last: bool,
+        picture: BatchPicture | None = None,
+    ) -> None:
+        super().__init__(loader, mollify, picture)
         self._self_layout = patch_size, channels_last
 
     def _mollified(self, x: Any, target: Tensor) -> tuple[Any, Tensor | CoupledTarget]:
         return x, mollify_patches(self._self_mollify, x, target, *self._self_layout)
+
+    def _images(self, x: Any, count: int) -> Sequence[Tensor]:
+        found = []
+        for patches, places, valid in zip(
+            *(x[f'patch{part}'][:count].cpu() for part in ('es', '_coord', '_valid')), strict=True
+        ):
+            rows, columns = (places[valid].amax(0) + 1).tolist()
+            found.append(_join(patches[None, : rows * columns], rows, columns, *self._self_layout)[0])
+        return found
 
 
 @torch.no_grad()

@@ -14,15 +14,21 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import PackageError, UserError
+from timm_molly.plugin.script import of_script
+
+if TYPE_CHECKING:
+    from timm_molly.mollify import Mollify
+    from timm_molly.plugin.batch import BatchPicture
 
 MIN_TIMM = (1, 0, 15)
 
@@ -133,17 +139,27 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
 
         mollify = Mollify(config, max(1, options['num_aug_splits']), multi_label=multi_label)
         _log(f'Mollification is on: {_describe(config, multi_label)}. Stacks with: {_stack(options)}.')
+        picture = _picture(mollify, options)
         if not naflex:
-            return MollyLoader(loader, mollify)
+            return MollyLoader(loader, mollify, picture)
 
         from timm_molly.plugin.naflex import NaFlexMollyLoader
 
         size = options['patch_size'] or 16  # timm's own default; not looked at where there are several
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        return NaFlexMollyLoader(loader, mollify, sides, options.get('patchify_channels_last', True))
+        return NaFlexMollyLoader(loader, mollify, sides, options.get('patchify_channels_last', True), picture)
 
     wrapper._timm_molly = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def _picture(mollify: Mollify, options: dict[str, Any]) -> BatchPicture | None:
+    """What draws the first batch, where the environment asks for it."""
+    if not os.environ.get('TIMM_MOLLY_BATCH'):
+        return None
+    from timm_molly.plugin.batch import BatchPicture
+
+    return BatchPicture.asked_for(mollify, options['mean'], options['std'])
 
 
 def _describe(config: MollyConfig, multi_label: bool) -> str:
@@ -219,12 +235,14 @@ def _patch_sides(options: dict[str, Any]) -> list[int]:
 
 def _stack(options: dict[str, Any]) -> str:
     mixup: Any = options.get('collate_fn') or options.get('mixup_fn')
+    smoothing = getattr(of_script('args'), 'smoothing', 0)
     parts = [
         options['auto_augment'],
         getattr(mixup, 'mixup_alpha', 0) and f'mixup {mixup.mixup_alpha:g}',
         getattr(mixup, 'cutmix_alpha', 0) and f'cutmix {mixup.cutmix_alpha:g}',
         options['re_prob'] and f'random erasing {options["re_prob"]:g}',
         options['num_aug_splits'] and f'{options["num_aug_splits"]} augmentation splits',
+        smoothing and f'label smoothing {smoothing:g} (--smoothing 0 for none, as the paper has it)',
     ]
     return ', '.join(part for part in parts if part) or "timm's basic augmentation"
 
