@@ -20,7 +20,7 @@ from typing import Any
 from timm_molly import __version__
 from timm_molly.errors import UserError, hint, needs
 
-COMMANDS = ('run', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
+COMMANDS = ('run', 'recipes', 'preview', 'demo', 'validate', 'fit', 'compare', 'study', 'push', 'card', 'models')
 START = f"""\
 timm-molly {__version__}: train.py --aa molly, and what comes before and after it
 
