@@ -67,7 +67,7 @@ def test_commands_are_listed_and_unknown_ones_refused(capsys):
             main(arguments)
     text = ''.join(capsys.readouterr())
     assert all(name in text for name in COMMANDS)
-    assert "no command 'valdate' (did you mean validate?); there are run, preview" in text
+    assert "no command 'valdate' (did you mean validate?); there are run, recipes" in text
 
 
 def test_without_arguments_it_names_three_commands_that_take_what_it_says(capsys):

@@ -96,7 +96,7 @@ def test_files_hold_every_cell_and_pictures_open(tmp_path):
             assert f']({picture}.png)' in markdown
             with Image.open(folder / f'{picture}.png') as image:
                 assert image.width > 500
-        assert {path.suffix for path in folder.iterdir()} == {'.json', '.csv', '.md', '.png'}
+        assert {path.suffix for path in folder.iterdir()} == {'.json', '.csv', '.md', '.html', '.png'}
 
 
 def test_cells_that_are_not_numbers_are_drawn_and_written_as_such(tmp_path):

@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-o',
         '--output',
-        metavar='DIR',
+        metavar='DIR|FILE.html',
         type=Path,
         default=Path('output/compare'),
-        help='where table and picture go (default: %(default)s)',
+        help='where table and picture go, or one page of HTML (default: %(default)s)',
     )
 
 
@@ -30,5 +30,9 @@ def run(args: argparse.Namespace) -> None:
     reports = [Report.load(path) for path in args.reports]
     names = [report.model.label for report in reports]
     comparison = compare(reports, names if len({*names}) == len(names) else [str(path) for path in args.reports])
+    if args.output.suffix == '.html':
+        comparison.save_html(args.output)
+        print(f'{comparison}\n\nwrote {args.output}')
+        return
     comparison.save(args.output)
     print(f'{comparison}\n\nwrote {args.output}/compare.md and compare.png')

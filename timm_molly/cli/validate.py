@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> None:
     if not first:
         return
     report.save(output)
-    print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md and pictures')
+    print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md, .html and pictures')

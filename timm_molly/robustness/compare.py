@@ -11,7 +11,7 @@ from typing import Any
 from timm_molly.errors import UserError
 from timm_molly.files import make_folder, write_text
 from timm_molly.preview import save_figure
-from timm_molly.robustness import figures, render
+from timm_molly.robustness import figures, html, render
 from timm_molly.robustness.report import CLEAN, Report, differences, plain
 from timm_molly.tables import Row, aligned, markdown_table, number
 
@@ -74,6 +74,14 @@ class Comparison:
         folder = make_folder(Path(folder))
         write_text(folder / 'compare.md', f'{self._tables(markdown_table)}\n\n![comparison](compare.png)\n')
         save_figure(picture, folder / 'compare.png')
+
+    def save_html(self, file: str | Path) -> None:
+        """Write one page of HTML that needs no network.
+
+        Raises:
+            UserError: The file cannot be written, or Bokeh is missing.
+        """
+        write_text(Path(file), html.page(self.reports, self.names))
 
     @property
     def table(self) -> str:

@@ -506,21 +506,23 @@ class Report:
         return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
 
     def save(self, folder: str | Path, pictures: bool = True) -> list[str]:
-        """Save report.json, .csv, .md and the pictures, each whole or not at all; return the pictures' names.
+        """Save report.json, .csv, .md, .html and the pictures, each whole or not at all; return the pictures' names.
 
         Args:
             folder: It is made where it is not there yet.
-            pictures: Draw too, which needs matplotlib.
+            pictures: Draw too, and write the page, which need matplotlib and Bokeh.
 
         Raises:
-            UserError: The folder cannot be written, or matplotlib is missing.
+            UserError: The folder cannot be written, or a package is missing.
         """
-        from timm_molly.robustness import figures
+        from timm_molly.robustness import figures, html
 
         folder = make_folder(Path(folder))
         write_json(folder / FILE, self.to_dict())
         write_text(folder / 'report.csv', render.csv(self))
         names = figures.save_all(self, folder) if pictures else []
+        if pictures:
+            write_text(folder / 'report.html', html.page([self], [self.model.label]))
         write_text(folder / 'report.md', render.page(self, names))
         return names
 

@@ -1,0 +1,170 @@
+"""The page of a report: whole in one file, its figures those of the report, and alive in a browser."""
+
+import json
+import math
+import re
+import shutil
+import time
+from html import unescape
+
+import pytest
+from support.reports import cell, empty, made, mollified
+
+from timm_molly.cli import main
+from timm_molly.robustness import html
+from timm_molly.robustness.compare import compare
+
+pytest.importorskip('bokeh')
+
+# Bokeh draws in shadow roots, which no selector reaches through.
+DEEP = """
+const found = [];
+const walk = node => {
+  for (const child of node.querySelectorAll('*')) {
+    if (child.matches(arguments[0])) found.push(child);
+    if (child.shadowRoot) walk(child.shadowRoot);
+  }
+};
+walk(document);
+"""
+
+
+def report(scale=1.0, **model):
+    places = [('clean', 0), *((name, s) for name in ('shot_noise', 'fog', 'sparkles') for s in (1, 2, 3))]
+    return made(cells={place: cell(scale * (0.05 + 0.01 * i)) for i, place in enumerate(places)}, **model)
+
+
+def documents(page):
+    """What Bokeh is told to draw."""
+    (text,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)
+
+
+def strings(value):
+    if isinstance(value, dict):
+        return [found for each in value.values() for found in strings(each)]
+    if isinstance(value, list):
+        return [found for each in value for found in strings(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_the_page_is_one_file_that_asks_for_nothing():
+    page = html.page([report()], ['net'])
+    assert len(page.encode()) < 3 * 2**20
+    assert '<script src' not in page
+    outside = re.sub(r'(<script[^>]*>).*?</script>', r'\1', page, flags=re.DOTALL)
+    assert not re.findall(r'\b(?:src|href)=|@import|url\(', outside)
+
+
+def test_each_cell_says_its_figures_on_hover():
+    one = report()
+    said = strings(documents(html.page([one], ['net'])))
+    for (name, _), each in one.cells.items():
+        assert name in said
+        if name != 'clean':
+            assert {f'{100 * each.error:.1f}', f'{each.nll:.3f}', f'{each.ece:.3f}', f'{each.aurc:.3f}'} <= {*said}
+
+
+def test_names_are_text_and_no_html():
+    page = html.page([report(), report(2)], ['<script>alert(1)</script>', 'b & c'])
+    assert '<script>alert(1)' not in page
+    # Bokeh escapes the text of its documents once more, and takes that back in the browser.
+    assert any('&lt;script&gt;alert(1)' in unescape(text) for text in strings(documents(page)))
+
+
+@pytest.mark.parametrize(
+    'reports',
+    [
+        [mollified()],
+        [mollified(), mollified()],
+        [made(cells={('clean', 0): cell(0.1), ('fog', 1): empty()})],
+        [made(cells={('fog', 1): cell(0.1, aurc=math.nan)})],
+        [report()] * 8,
+    ],
+    ids=['mollification', 'two of it', 'not finite', 'without clean images', 'eight'],
+)
+def test_every_kind_of_report_has_a_page(reports):
+    assert documents(html.page(reports, [f'net {i}' for i in range(len(reports))]))
+
+
+def test_reports_and_comparisons_are_saved_as_pages(tmp_path, capsys):
+    for name, scale in (('a', 1), ('b', 2)):
+        report(scale, name=name).save(tmp_path / name)
+        assert (tmp_path / name / 'report.html').is_file()
+    output = tmp_path / 'out.html'
+    assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b'), '-o', str(output)]) == 0
+    assert f'wrote {output}' in capsys.readouterr().out
+    assert output.read_text().startswith('<!DOCTYPE html>')
+    assert not (tmp_path / 'compare.md').exists()
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'bokeh.embed', None)
+    with pytest.raises(ValueError, match=r'a page of HTML needs more: pip install "timm-molly\[robustness\]"'):
+        html.page([report()], ['net'])
+
+
+@pytest.fixture
+def browser():
+    """Debian's chromium, without a window."""
+    if not (shutil.which('chromium') and shutil.which('chromedriver')):
+        pytest.skip('needs chromium and chromedriver')
+    webdriver = pytest.importorskip('selenium.webdriver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which('chromium')
+    quiet = 'headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking'
+    for flag in f'{quiet} disable-component-update disable-sync window-size=1300,1600'.split():
+        options.add_argument(f'--{flag}')
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which('chromedriver')))
+    yield driver
+    driver.quit()
+
+
+def wait(ask, seconds=20):
+    end = time.monotonic() + seconds
+    while not (found := ask()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1300, 480])
+def test_in_a_browser_it_shows_figures_on_hover_and_sorts(browser, tmp_path, width):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    def deep(selector, get):
+        return browser.execute_script(f'{DEEP} return found.map(each => {get});', selector)
+
+    a, b = report(), report(2)
+    compare([a, b], ['first', 'second']).save_html(tmp_path / 'compare.html')
+    browser.set_window_size(width, 1600)
+    browser.get((tmp_path / 'compare.html').as_uri())
+    assert wait(lambda: deep('.slick-row', 'each.innerText'))
+
+    canvas = deep('.bk-Figure', 'each')[0]
+    box = browser.execute_script('const r = arguments[0].getBoundingClientRect(); return [r.width, r.height];', canvas)
+    assert deep('.bk-Figure', 'each.getBoundingClientRect().right <= innerWidth + 1') == [True] * 4
+    # Rightmost in the middle row of the first map: fog at severity 3, of nine corrupted cells the sixth.
+    ActionChains(browser).move_to_element_with_offset(canvas, int(0.42 * box[0]), -8).perform()
+    (said,) = wait(lambda: [text for text in deep('.bk-Tooltip', 'each.shadowRoot.textContent') if 'fog' in text])
+    fog = a['fog', 3]
+    for value in ('fog 3', f'{100 * fog.error:.1f}', f'{fog.nll:.3f}', f'{fog.ece:.3f}'):
+        assert value in said
+
+    def column(number):
+        cells = deep(f'.slick-cell.l{number}', '[each.getBoundingClientRect().top, each.innerText]')
+        return [text for _, text in sorted(cells)]
+
+    errors = column(2)
+    assert errors[:2] == ['5.0', '6.0']
+    heads = deep('.slick-header-column', 'each')
+    for _ in range(2):  # up, then down
+        heads[2].click()
+        time.sleep(0.5)
+    assert column(2)[:2] == [f'{100 * a["sparkles", 3].error:.1f}', f'{100 * a["sparkles", 2].error:.1f}']
+
+    assert [entry for entry in browser.get_log('browser') if entry['level'] != 'INFO'] == []
+    events = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
+    asked = [each['params']['request']['url'] for each in events if each['method'] == 'Network.requestWillBeSent']
+    assert [url for url in asked if not url.startswith('data:')] == [(tmp_path / 'compare.html').as_uri()]

@@ -1,0 +1,195 @@
+"""A report, or several side by side, as one page of HTML that needs no network: hover for figures, click to sort."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from timm_molly.errors import needs
+from timm_molly.robustness import figures, render
+from timm_molly.robustness.corruptions.names import BAR, COMMON, GROUPS, HELD_OUT
+from timm_molly.tables import number
+
+if TYPE_CHECKING:
+    from timm_molly.robustness.report import Cell, Place, Report
+
+HOVER = ('error', 'nll', 'ece', 'confidence', 'aurc')
+NARROW = 300  # pixels that a panel has at least
+PALETTE = [f'#{255 - i * 105 // 63:02x}{255 - i * 225 // 63:02x}{255 - i * 235 // 63:02x}' for i in range(64)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What has a line in a plot: a group of corruptions of one report, or the common ones of one of several."""
+
+    name: str
+    colour: str
+    report: Report
+    members: Sequence[str]
+
+    def at(self, level: float) -> list[Cell]:
+        """Its cells of a level."""
+        return [self.report[name, level] for name in self.members if (name, level) in self.report]
+
+
+def page(reports: Sequence[Report], names: Sequence[str]) -> str:
+    """Return the page: heat maps, error by level, reliability, and a table of all cells.
+
+    Args:
+        reports: One or more, of the same images.
+        names: A name for each.
+
+    Raises:
+        UserError: Bokeh is missing.
+    """
+    try:
+        from bokeh.embed import file_html
+        from bokeh.layouts import column, row
+        from bokeh.models import Div
+        from bokeh.resources import INLINE
+    except ImportError as error:
+        raise needs('a page of HTML', 'robustness', error) from None
+    letters = [chr(ord('A') + i) for i in range(len(reports))] if len(reports) > 1 else ['']
+    title = ' and '.join(names)
+    key = ''.join(f'<br>{letter}: {html.escape(name)}' for letter, name in zip(letters, names, strict=True) if letter)
+    head = Div(text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}{key}')
+    highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
+    maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
+    lines = _lines(reports, letters)
+    plots = [_by_level(lines), _reliability(lines)]
+    wide: dict[str, Any] = dict(sizing_mode='stretch_width')
+    rows = [row(*panels, styles={'flex-wrap': 'wrap'}, **wide) for panels in (maps, plots)]
+    return str(file_html(column(head, *rows, _table(reports, letters), **wide), INLINE, title))
+
+
+def _heat_map(report: Report, letter: str, highest: float) -> Any:
+    """Error by corruption and level, with the other figures on hover."""
+    from bokeh.models import LinearColorMapper
+    from bokeh.plotting import figure
+
+    cells = {place: cell for place, cell in report.cells.items() if place[0] != 'clean'}
+    data: dict[str, list[Any]] = {'name': [name for name, _ in cells], 'level': [f'{level:g}' for _, level in cells]}
+    data |= {metric: [number(metric, cell[metric]) for cell in cells.values()] for metric in HOVER}
+    data |= {
+        'value': [cell.error for cell in cells.values()],
+        'text': [number('error', cell.error) for cell in cells.values()],
+        'ink': ['white' if cell.error > 0.6 * highest else 'black' for cell in cells.values()],
+    }
+    hover = [('', '@name @level'), *((render.HEADINGS[metric], f'@{metric}') for metric in HOVER)]
+    plot = figure(
+        title=f'{letter}: error %' if letter else 'error %',
+        x_range=list(dict.fromkeys(data['level'])),
+        y_range=report.names[::-1],
+        x_axis_label=_level(report),
+        height=100 + 22 * len(report.names),
+        **_frame(hover),
+    )
+    colour = {'field': 'value', 'transform': LinearColorMapper(palette=PALETTE, low=0, high=highest, nan_color='gray')}
+    plot.rect('level', 'name', 0.98, 0.94, source=data, fill_color=colour, line_color=None)
+    style = dict(text_align='center', text_baseline='middle', text_font_size='11px')
+    plot.text('level', 'name', 'text', source=data, text_color='ink', **style)
+    plot.grid.visible = False
+    return plot
+
+
+def _lines(reports: Sequence[Report], letters: Sequence[str]) -> list[Line]:
+    """The lines of the plots."""
+    if len(reports) > 1:
+        of = [[name for name in report.names if name in COMMON] or report.names for report in reports]
+        return [Line(*each) for each in zip(letters, cycle(figures.REPORTS), reports, of, strict=False)]
+    (report,) = reports
+    groups = {**GROUPS, 'held out': HELD_OUT, 'C-bar': BAR}
+    if report.benchmark.mollified:
+        groups = {name: (name,) for name in report.names}
+    found = {group: [name for name in members if name in report.names] for group, members in groups.items()}
+    return [Line(group, figures.COLOURS[group], report, members) for group, members in found.items() if members]
+
+
+def _by_level(lines: Sequence[Line]) -> Any:
+    """Mean error of each line against the level."""
+    from bokeh.plotting import figure
+
+    level = _level(lines[0].report)
+    frame = _frame([('', '$name'), (level, '@x'), ('error %', '@y{0.0}')])
+    plot = figure(title=f'mean error % by {level}, from clean (0) on', x_axis_label=level, height=340, **frame)
+    for line in lines:
+        levels = sorted({at for name, at in line.report if name in line.members} - {0.0})
+        found = {at: line.at(at) for at in levels}
+        found = {0.0: [line.report.clean], **found} if ('clean', 0) in line.report else found
+        _draw(plot, line, {'x': [*found], 'y': [100 * np.mean([cell.error for cell in of]) for of in found.values()]})
+    plot.y_range.start = 0
+    return plot
+
+
+def _reliability(lines: Sequence[Line]) -> Any:
+    """Share of correct answers of each line against confidence, over all levels."""
+    from bokeh.plotting import figure
+
+    frame = _frame([('', '$name'), ('confidence', '@x{0.00}'), ('correct %', '@y{0.0}'), ('images', '@images')])
+    title = 'correct % by confidence (dashed: as sure as right)'
+    plot = figure(title=title, x_axis_label='confidence', height=340, **frame)
+    plot.line([0, 1], [0, 100], color='#999999', line_dash='dashed')
+    for line in lines:
+        bins = [cell.bins for (name, _), cell in line.report.cells.items() if name in line.members and cell.bins]
+        if bins:
+            sums = [
+                np.sum([getattr(each, key) for each in bins], axis=0) for key in ('images', 'correct', 'confidence')
+            ]
+            images, correct, confidence = np.array(sums)[:, sums[0] > 0]
+            _draw(plot, line, {'x': confidence / images, 'y': 100 * correct / images, 'images': images})
+    return plot
+
+
+def _draw(plot: Any, line: Line, data: Mapping[str, Any]) -> None:
+    """Add a line with its points; a click on its name hides it."""
+    for glyph, style in ((plot.line, {'line_width': 2}), (plot.scatter, {'size': 7})):
+        glyph('x', 'y', source=dict(data), color=line.colour, legend_label=line.name, name=line.name, **style)
+    plot.legend.click_policy = 'hide'
+    plot.legend.location = 'top_left'
+    plot.legend.background_fill_alpha = 0.5
+
+
+def _table(reports: Sequence[Report], letters: Sequence[str]) -> Any:
+    """Every cell of every report; a click on a head sorts."""
+    from bokeh.models import ColumnDataSource, DataTable, NumberFormatter, TableColumn
+
+    places: list[Place] = list(dict.fromkeys(place for report in reports for place in report))
+    data: dict[str, list[Any]] = {'name': [name for name, _ in places], 'level': [level for _, level in places]}
+    columns = [
+        TableColumn(field='name', title='', width=190),
+        TableColumn(field='level', title=_level(reports[0]), width=70),
+    ]
+    for metric in render.HEADINGS if len(reports) == 1 else HOVER:
+        scale, digits = (100, '0.0') if metric == 'error' else (1, '0.000')
+        style = NumberFormatter(format=digits, text_align='right', nan_format='')
+        for letter, report in zip(letters, reports, strict=True):
+            field = f'{metric} {letter}'
+            values = [scale * report[place][metric] if place in report else np.nan for place in places]
+            data[field] = [None if value != value else value for value in values]
+            columns.append(
+                TableColumn(field=field, title=f'{render.HEADINGS[metric]} {letter}', formatter=style, width=90)
+            )
+    source = ColumnDataSource(data)
+    style = dict(index_position=None, reorderable=False, autosize_mode='none', frozen_columns=1)
+    return DataTable(source=source, columns=columns, height=460, sizing_mode='stretch_width', **style)
+
+
+def _frame(hover: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    """What all plots have: as wide as the page lets them, nothing to drag, figures on hover."""
+    return dict(
+        sizing_mode='stretch_width',
+        min_width=NARROW,
+        styles={'flex': f'1 1 {NARROW}px'},
+        tools='hover',
+        toolbar_location=None,
+        tooltips=list(hover),
+    )
+
+
+def _level(report: Report) -> str:
+    return 't' if report.benchmark.mollified else 'severity'
