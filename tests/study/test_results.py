@@ -104,7 +104,8 @@ def test_every_figure_in_a_table_was_measured(page):
                     first, metric = head.removesuffix(' %').lower().rsplit(' ', 1)
                     row, what = (label, f'{first} {metric}') if label in rows else (first, f'{label} {metric}')
                 of = measured(folder, f'{rows[row]["recipe"]}+molly') if head == '- molly' else rows
-                value = of[row]['differences' if difference else 'values'].get(what)
+                values = of[row]['differences' if difference else 'values']
+                value = {key.lower(): each for key, each in values.items()}.get(what)
                 assert cell == results._said(value, what, difference or metric == 'overconfidence'), (row, what)
 
 
