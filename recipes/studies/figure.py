@@ -1,0 +1,89 @@
+"""Draw recipes/results.png: corrupted error and ECE against clean error in both CIFAR-10 studies.
+
+    python recipes/studies/figure.py [--output recipes/results.png]
+
+Seed 0 alone, which all rows have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from timm_molly.config import MollyConfig
+from timm_molly.preview import save_figure
+from timm_molly.robustness.figures import blank, dress
+
+HERE = Path(__file__).parent
+STUDIES = ('cifar10', 'cifar10_tenth')
+LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
+MARKERS = {'crop_flip': 'o', 'smoothing': 's', 'strong_smoothing': 'D'}
+PANELS = {'corrupted error': 'error % on corrupted images', 'corrupted ece': 'ECE on corrupted images'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', metavar='FILE', type=Path, default=HERE.parent / 'results.png')
+    args = parser.parse_args()
+    found = [HERE / name / 'study.json' for name in STUDIES]
+    save_figure(draw([json.loads(path.read_text()) for path in found if path.is_file()]), args.output)
+
+
+def draw(studies: list[dict[str, Any]]) -> Figure:
+    """Draw a row of panels for each study."""
+    figure = blank(10.5, 4.2 * len(studies))
+    axes = figure.subplots(len(studies), len(PANELS), squeeze=False)
+    for row, study in zip(axes, studies, strict=True):
+        runs = [run for run in study['runs'] if run['seed'] == 0 and run['recipe'] in MARKERS]
+        for ax, (figure_name, heading) in zip(row, PANELS.items(), strict=True):
+            for label, colour in LABELS.items():
+                of = [run for run in runs if kind(run['molly']) == label]
+                curve = [place(run, figure_name) for run in of if run['recipe'] == 'crop_flip' and roles(run) == 'xnb']
+                ax.plot(*zip(*sorted(curve), strict=True), color=colour, linewidth=1, alpha=0.5) if curve else None
+                for run in of:
+                    x, y = place(run, figure_name)
+                    filled = colour if roles(run) == 'xnb' else 'white'
+                    marker = MARKERS[run['recipe']]
+                    ax.plot(x, y, marker, color=colour, markerfacecolor=filled, markersize=6)
+                    ax.annotate(strength(run), (x, y), xytext=(4, 4), textcoords='offset points', fontsize=6.5)
+            dress(ax, heading, 'error % on clean images')
+        row[0].set_ylabel(study['title'], fontsize=8)
+    handles = [axes[0][0].plot([], [], 'o', color=colour, label=label)[0] for label, colour in LABELS.items()]
+    handles += [
+        axes[0][0].plot([], [], m, color='black', label=name)[0] for name, m in MARKERS.items() if name != 'crop_flip'
+    ]
+    axes[0][0].legend(handles=handles, frameon=False, fontsize=7)
+    return figure
+
+
+def kind(molly: str | None) -> str:
+    """What labels an aa string of molly has."""
+    if molly is None:
+        return 'none'
+    config = MollyConfig.from_string(molly)
+    return 'weighted' if config.weighted else 'hard' if config.noise_power >= 100 else "paper's"
+
+
+def roles(run: dict[str, Any]) -> str:
+    return MollyConfig.from_string(run['molly'] or 'molly').roles
+
+
+def strength(run: dict[str, Any]) -> str:
+    """What is said of a point: 'b4', 'b4 xxnb', nothing of a recipe without molly."""
+    if not run['molly']:
+        return ''
+    config = MollyConfig.from_string(run['molly'])
+    return f'b{config.beta:g}' + (f' {config.roles}' if config.roles != 'xnb' else '')
+
+
+def place(run: dict[str, Any], figure_name: str) -> tuple[float, float]:
+    value = run['figures'][figure_name]
+    return 100 * run['figures']['clean error'], 100 * value if figure_name.endswith('error') else value
+
+
+if __name__ == '__main__':
+    main()
