@@ -148,3 +148,12 @@ def test_the_nearest_name_of_a_function_that_is_not_ours_is_found():
         return of_script('args'), of_script('output_dir'), of_script('a name that nobody has')
 
     assert script('farther', 'run') == ('nearer', 'run', None)
+
+
+def test_the_scripts_flags_are_found_and_not_our_own_arguments(image_folder, caplog):
+    def script(args):
+        return make(image_folder)
+
+    caplog.set_level(logging.INFO)
+    script(SimpleNamespace(smoothing=0.25))
+    assert 'label smoothing 0.25 (--smoothing 0 for none' in caplog.text
