@@ -158,7 +158,11 @@ class Fit:
             )
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
-            return f'The net is less sure than it is right, by {gap:.3f} on average: its labels take too much.'
+            narrower = '' if self.temperature is None else f' or one temperature, {self.temperature:.3g},'
+            return (
+                f'The net is less sure than it is right, by {gap:.3f} on average. Smoother labels would widen that; '
+                f'longer training{narrower} would narrow it.'
+            )
         begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
         constant = f'One smoothing of {self.added:.2g} at every t would leave {self.left["constant"]:.3f} of it'
         varying = f'label powers of {powers} {self.left["varying"]:.3f}'
