@@ -336,7 +336,8 @@ that it was trained with in one call. To fine-tune it with timm's `train.py` on 
 
 ```
 pip install timm-molly
-python train.py --data-dir path/to/images --model hf-hub:{about['repo_id']} --pretrained --num-classes 10 --aa molly
+python train.py --data-dir path/to/images --model hf-hub:{about['repo_id']} --pretrained \\
+  --num-classes 10 --aa molly --smoothing 0
 ```"""
 
 
