@@ -349,8 +349,8 @@ def test_the_readme_lists_every_recipe_as_it_is():
         assert molly.strip('`') in recipe['aa'].split('+')
 
 
-def test_the_readmes_commands_arrange_tinyimagenet_in_folders_of_classes(tmp_path):
-    text = (FOLDER / 'README.md').read_text()
+def test_the_commands_arrange_tinyimagenet_in_folders_of_classes(tmp_path):
+    text = (FOLDER / 'details.md').read_text()
     (commands,) = re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
     root = tmp_path / 'tiny-imagenet-200'
     for wnid in ('n01', 'n02'):
