@@ -9,7 +9,7 @@ Names load on first use: PyTorch imports this package in every process that impo
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 if TYPE_CHECKING:
     from timm_molly import functional, hub, loss, robustness
