@@ -28,7 +28,7 @@ def test_nothing_waits_for_the_gpu(num_classes, dtype):
             torch.nn.functional.cross_entropy(logits, smoothed)
 
     for _ in range(10):
-        step()  # kernels are loaded, and the plans of the Fourier transform are made, once
+        step()  # kernels are loaded once
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # cycles, about a second
     begin.record()
@@ -61,7 +61,7 @@ def test_the_functional_part_can_be_captured_in_a_cuda_graph():
     def step():
         return noise(x, t, eps), blur(x, t), smooth(labels, noise_gamma(t)), smooth(labels, blur_gamma(t))
 
-    step()  # the plan of the Fourier transform is made once
+    step()  # kernels are loaded once
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -77,11 +77,9 @@ def test_blur_in_float32_is_accurate_at_the_sizes_people_use(size):
     assert np.abs(blur(x, t).numpy() - reference_blur(x, t, 0.3)).max() < 5e-6
 
 
-def test_no_images_are_not_transformed(monkeypatch):
-    monkeypatch.setattr(torch.fft, 'irfft', lambda *_, **__: pytest.fail('some builds of PyTorch raise here'))
+def test_no_images_make_no_images():
     x = torch.empty(0, 3, 8, 9)
-    assert blur(x, torch.empty(0)).shape == x.shape
-    assert blur(x, torch.empty(0), out=x) is x
+    assert blur(x, torch.empty(0)).shape == noise(x, torch.empty(0), x).shape == x.shape
 
 
 @settings(deadline=None)
@@ -211,28 +209,6 @@ def test_gradients_flow_even_after_a_call_in_inference_mode():
     assert torch.autograd.gradcheck(noise, (x, t, eps))
 
 
-@settings(deadline=None)
-@given(shapes, st.sampled_from(DTYPES), st.sampled_from(['itself', 'another']), st.booleans(), st.data())
-def test_the_result_goes_where_it_is_told(shape, dtype, where, gaps, data):
-    x, eps, t = images(shape, dtype), images(shape, dtype, seed=1), draw_t(data, shape[0])
-    for function in (lambda x, out=None: noise(x, t, eps, out=out), lambda x, out=None: blur(x, t, out=out)):
-        expected = function(x)
-        place = torch.full((3 * shape[0], *shape[1:]), 7, dtype=dtype)
-        out = place[1::3] if gaps else place[: shape[0]]
-        source = x if where == 'another' else out.copy_(x)
-        assert function(source, out) is out
-        assert torch.equal(out, expected)
-        assert (place[2::3] == 7).all() if gaps else (place[shape[0] :] == 7).all()
-
-
-def test_the_noise_can_be_overwritten():
-    x, eps, t = images((2, 3, 8, 8)), images((2, 3, 8, 8), seed=1), torch.tensor([0.3, 0.6])
-    expected = noise(x, t, eps)
-    assert torch.equal(noise(x, t, eps, out=eps), expected)
-    expected = noise(x, t, x)
-    assert torch.equal(noise(x, t, x, out=x), expected)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('shape', 't'),
@@ -265,7 +241,6 @@ def test_the_functional_part_compiles_whole():
         return (
             noise(x, t, eps),
             blur(x, t),
-            noise(x, t, eps, out=torch.empty_like(x)),
             smooth(y, noise_gamma(t)),
             smooth(y, blur_gamma(t, 2.0)),
         )
@@ -295,8 +270,6 @@ def test_the_functional_part_compiles_whole():
         (lambda x, t: blur(x, t + 0.8), r't must be in \[0, 1\], got 1.3 in a tensor of shape \(2,\)'),
         (lambda x, t: blur(x, t - 0.1), r't must be in \[0, 1\], got -0.1 in a tensor'),
         (lambda x, t: noise(x, t, x[:1]), r'eps must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
-        (lambda x, t: noise(x, t, x, out=x[:1]), r'out must be shaped as x, \(2, 3, 8, 8\), got .* \(1, 3, 8, 8\)'),
-        (lambda x, t: blur(x, t, out=x[:, :1]), r'out must be shaped as x, .* got .* \(2, 1, 8, 8\)'),
         (lambda x, t: blur(x, t, 0.0), r'min_scale must be above 0 and at most the image side \(8 px\), got 0'),
         (lambda x, t: blur(x, t, 9.0), 'min_scale .* got 9'),
         (lambda x, t: noise_gamma(t + 1), r't must be in \[0, 1\], got 1.5'),

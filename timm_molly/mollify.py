@@ -8,22 +8,21 @@ from torch import Tensor
 
 from timm_molly.config import ROLES, MollyConfig
 from timm_molly.functional import (
-    blur,
     check_images,
     check_min_scale,
     check_unit_interval,
     describe,
-    noise,
     smooth,
     smooth_multi_label,
 )
 from timm_molly.gaussian import standard_normal
+from timm_molly.inplace import blur_, noise_
 from timm_molly.target import CoupledTarget, SoftMultiLabel
 from timm_molly.weighted import Weighted
 
 # Numbers degraded at a time: few, so that what is half done takes little memory beside the batch, and on a CPU stays in
 # its cache; more on a GPU, where every operation costs a launch.
-CPU_CHUNK, GPU_CHUNK = 2**20, 2**23
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**25
 
 
 class Mollify:
@@ -152,7 +151,7 @@ class Mollify:
         smoothed = self.lower(target, roles, t)
         rng = rng or self.rng()
         source = noise_source(x.device, rng)
-        t = t.to(x.device, non_blocking=True)
+        t = t.to(x.device, torch.promote_types(x.dtype, torch.float32), non_blocking=True)
         for view in x.chunk(self.num_splits):
             for role, turn in turns(roles):
                 self.degrade(role, view[turn], t[turn], source)
@@ -183,13 +182,14 @@ class Mollify:
         count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
         for part, part_t in zip(torch.split(x, count), torch.split(t, count), strict=True):
             if role == 'b':
-                blur(part, part_t, self.config.min_scale, out=part)
+                blur_(part, part_t, self.config.min_scale)
                 continue
-            if isinstance(source, torch.Generator):
-                eps = torch.empty_like(part).normal_(generator=source)
-            else:
+            if isinstance(source, np.random.Generator):
                 eps = standard_normal(part.shape, source)
-            noise(part, part_t if role == 'n' else torch.ones_like(part_t), eps, out=part)
+            else:  # in half precision: half as much to move, and steps far below those of an image of 8 bits
+                dtype = torch.float16 if part.dtype == torch.float32 else part.dtype
+                eps = torch.empty(part.shape, dtype=dtype, device=part.device).normal_(generator=source)
+            noise_(part, part_t if role == 'n' else torch.ones_like(part_t), eps)
 
     def rng(self) -> np.random.Generator:
         """A source of draws that follows torch's generators."""

@@ -53,7 +53,7 @@ def operation(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[ratios.R
     source, labels = batch(args, dtype)
     x, mollify = source.clone(), Mollify()
     times, waits, memory = [], [], []
-    for _ in range(10):  # makes the plans of the Fourier transforms, one for each count of images
+    for _ in range(10):  # loads the kernels
         mollify(x, labels)
     for _ in range(RUNS):
         copy = seconds(lambda: x.copy_(source), args.device)

@@ -10,7 +10,10 @@ SIGNS = {'>=': operator.ge, '<=': operator.le, '>': operator.gt}
 
 
 class Row(NamedTuple):
-    """What is compared, the goal of the ratio, such as '>= 3' ('' for a control), and the ratio in each run."""
+    """What is compared, the goal of the ratio, such as '>= 3' ('' for a control), and the ratio in each run.
+
+    A ratio that is counted, and no chance, has one run.
+    """
 
     what: str
     goal: str
@@ -23,7 +26,7 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
     width = max(len(row.what) for row in rows)
     yield f'{"what":{width}}  goal      median  quartiles          runs  met'
     for what, goal, ratios in rows:
-        assert len(ratios) >= 7, 'a median of fewer runs says little'
+        assert len(ratios) >= 7 or len(ratios) == 1, 'a median of fewer runs says little'
         low, median, high = np.percentile(ratios, [25, 50, 75])
         met = ''
         if goal:

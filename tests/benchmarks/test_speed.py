@@ -16,6 +16,7 @@ import torch
 from support.authors import authors_model, needs_authors
 from torch.nn import functional as F
 
+from benchmarks import traffic
 from timm_molly import Mollify
 
 SIZES = [(256, 32), (256, 64), (64, 224)]
@@ -137,3 +138,10 @@ def test_little_memory_beside_the_batch(benchmark, row, dtype):
     ratios: list[float] = []
     benchmark.pedantic(run, rounds=7)
     row(f'peak extra memory over a third of the batch + 64 MiB, 256x3x224x224 {dtype}', '<= 1', ratios)
+
+
+@pytest.mark.parametrize(('dtype', 'most'), [('float32', 2.0), ('bfloat16', 2.5)])
+def test_few_bytes_moved_on_a_gpu(benchmark, row, dtype, most):
+    found = benchmark.pedantic(traffic.of_mollify, (256, 224, getattr(torch, dtype)))
+    row(f'bytes moved on a GPU over those of copying the batch, 256x3x224x224 {dtype}', f'<= {most}', [found.copies])
+    row(f'kernel launches of a call, 256x3x224x224 {dtype}', '<= 40', [found.launches])
