@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,16 @@ def test_every_figure_in_a_table_was_measured(page):
                 of = measured(folder, f'{rows[row]["recipe"]}+molly') if head == '- molly' else rows
                 values = of[row]['differences' if difference else 'values']
                 value = {key.lower(): each for key, each in values.items()}.get(what)
-                assert cell == results._said(value, what, difference or metric == 'overconfidence'), (row, what)
+                assert cell == results.said(value, what, difference or metric == 'overconfidence'), (row, what)
+
+
+def test_empty_tables_are_filled():
+    tell = runpy.run_path(str(STUDIES / 'tell.py'))
+    for page in PAGES:
+        text = page.read_text()
+        empty = re.sub(r'^(\| [\w+-]+ \|)[ \d.|±+-]+$', r'\1 |', text, flags=re.MULTILINE)
+        assert empty != text
+        assert tell['TABLE'].sub(lambda found: tell['fill'](found[0], found[1]), empty) == text
 
 
 def test_published_networks_are_those_of_the_runs_that_their_list_names():

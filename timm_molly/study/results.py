@@ -194,15 +194,15 @@ def _table(
         finished, all_of_them, shared = len(row['finished']), len(row['seeds']), len(row['shared'])
         line = [row['name']] + [str(finished) if finished == all_of_them else f'{finished} of {all_of_them}'] * seeds
         for key in columns.values():
-            line.append(_said(row['values'].get(key), key, key.endswith('overconfidence')))
+            line.append(said(row['values'].get(key), key, key.endswith('overconfidence')))
             if difference:
                 few = f' ({shared} of {finished} seeds)' if 0 < shared < finished else ''
-                line.append(_said(row['differences'].get(key), key, sign=True) + few)
+                line.append(said(row['differences'].get(key), key, sign=True) + few)
         table.append(line)
     return table
 
 
-def _said(value: Value | None, key: str, sign: bool = False) -> str:
+def said(value: Value | None, key: str, sign: bool = False) -> str:
     """A figure with its standard error: '29.4 ± 0.3'; empty where there is none."""
     if value is None:
         return ''
