@@ -2,8 +2,9 @@
 
     python recipes/studies/tell.py
 
-It fills tables whose first head links to a study. A line begins with a row of the study, `crop_flip+molly`, and a head names a
-figure of it, `corrupted error %`. The head `- molly` is of the differences to the same recipe with that aa, of the column before.
+It fills tables whose first head links to a study. A line begins with a row of the study, `crop_flip+molly`, and a head
+names a figure of it, `corrupted error %`. The head `- molly` is of the differences to the same recipe with that aa, of
+the column before.
 """
 
 from __future__ import annotations
