@@ -104,6 +104,8 @@ def test_every_example_of_python_runs(page, training, hub, image_folder, monkeyp
     monkeypatch.setenv('HF_TOKEN', 'hf_writer')
     monkeypatch.chdir(training)
     (training / 'hub_cards').symlink_to(ROOT / 'hub_cards')
+    (training / 'path' / 'to').mkdir(parents=True)
+    (training / 'path' / 'to' / 'images').symlink_to(image_folder)
     (training / 'pytorch-image-models').mkdir()
     (training / 'pytorch-image-models' / 'train.py').symlink_to(ROOT / 'tests' / 'support' / 'train_script.py')
     small = {'model': 'test_resnet', 'num_classes': 3, 'img_size': 32, 'batch_size': 24, 'epochs': 1, 'workers': 1}

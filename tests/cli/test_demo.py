@@ -26,7 +26,7 @@ def test_it_trains_twice_and_compares(image_folder, tmp_path, capsys, monkeypatc
     assert main([*arguments, '--aa', 'molly-b4']) == 0
     assert trained == [('PrefetchLoader', 1), ('MollyLoader', 1)]
     text = capsys.readouterr().out
-    mollified, corrupted = text.split('corrupted as cifar-c')
+    mollified, corrupted = text.split('corrupted on the fly as in cifar-c')
     rows = {re.split(r'\s{2,}', line)[0]: line for line in mollified.splitlines()}
     assert len(re.findall(r'\d+\.\d+', rows['clean'])) == 9  # error, NLL and ECE of both, and the differences
     assert {'noise t=0.1', 'noise t=0.5', 'blur t=0.5'} <= rows.keys()

@@ -90,7 +90,10 @@ def test_other_settings_are_refused_while_one_measures(arguments, log, capsys):
     processes = start(1, arguments, log, ('hang',))
     wait_for(f'{log}.hangs', processes[0])
     assert main(['validate', *arguments, '--seed', '7']) == 2
-    assert 'holds another run (benchmark.seed: 42, 7): choose another --output' in capsys.readouterr().err
+    assert (
+        'holds another measurement (there and now: benchmark.seed: 42, 7): choose another --output'
+        in capsys.readouterr().err
+    )
     processes[0].kill()
     assert codes(processes) == [-9]
     assert main(['validate', *arguments]) == 0  # what the killed one left is finished

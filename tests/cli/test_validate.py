@@ -179,7 +179,13 @@ def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
     arguments = [*flags, '--corruptions', 'fog', '-o', str(tmp_path)]
     assert main(['validate', *arguments]) == 0
     before = (tmp_path / 'report.json').read_bytes()
-    refused(capsys, *arguments, '--seed', 1, words='holds another run (benchmark.seed: 42, 1): choose another --output')
+    refused(
+        capsys,
+        *arguments,
+        '--seed',
+        1,
+        words='holds another measurement (there and now: benchmark.seed: 42, 1): choose another --output',
+    )
     refused(capsys, *arguments, '--use-ema', words='model.sha256')
     assert (tmp_path / 'report.json').read_bytes() == before
 
@@ -313,7 +319,7 @@ def test_common_and_bar_are_measured_in_one_run_and_not_averaged(flags, tmp_path
     assert report['summary']['mean'] == report['summary']['corruptions']['fog']
     bar = [report['summary']['corruptions'][name]['error'] for name in C.BAR_OF['cifar-c']]
     assert report['summary']['bar']['error'] == pytest.approx(np.mean(bar))
-    assert 'corrupted as cifar-c and cifar-10-c-bar' in capsys.readouterr().out
+    assert 'corrupted on the fly as in cifar-c and cifar-10-c-bar' in capsys.readouterr().out
     assert {path.name for path in (tmp_path / 'out').glob('*.png')} == {
         f'{name}.png' for name in ('error-by-severity', 'heat-map', 'reliability')
     }

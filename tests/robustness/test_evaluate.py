@@ -104,15 +104,15 @@ def test_a_cache_goes_on_and_notices_other_images_weights_and_code(pictures, tmp
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cells').iterdir()}
     assert measure(classifier(), pictures, cache=tmp_path) == report
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    with pytest.raises(UserError, match=r'holds another run .*sha256'):
+    with pytest.raises(UserError, match=r'holds another measurement .*sha256'):
         measure(classifier(network(seed=1)), pictures, cache=tmp_path)
-    with pytest.raises(UserError, match=r'holds another run .*data'):
+    with pytest.raises(UserError, match=r'holds another measurement .*data'):
         measure(classifier(), [(image + 1, label) for image, label in pictures], cache=tmp_path)
-    with pytest.raises(UserError, match=r'holds another run .*severities'):
+    with pytest.raises(UserError, match=r'holds another measurement .*severities'):
         measure(classifier(), pictures, robustness.common(severities=(3,)), cache=tmp_path)
     colder = network()
     colder.register_forward_hook(lambda module, x, logits: logits / 3)
-    with pytest.raises(UserError, match=r'holds another run .*its logits are others'):
+    with pytest.raises(UserError, match=r'holds another measurement .*its logits are others'):
         measure(classifier(colder), pictures, cache=tmp_path)
 
 

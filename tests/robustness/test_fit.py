@@ -104,7 +104,7 @@ def test_no_other_constant_and_no_other_power_leaves_less(gaps):
 CASES = {
     'none': (
         lambda t: sure(t) - 0.01,
-        'No gap: the net is as sure as it is right, to 0.010.',
+        'No gap: the net is as sure as it is right, to 0.010. Keep its labels.',
         '--aa molly-w --smoothing 0.1',
     ),
     'constant': (
@@ -130,14 +130,14 @@ def test_each_case_says_what_it_is_and_what_to_train_with(case):
     assert words in text
     assert found.doubts == () or case == 'varying'
     if line:
-        assert text.endswith(f'\n\n{line}')
+        assert text.endswith(f'\n\nTrain with: {line}')
     elif case == 'unsure':
         assert 'No line to copy' in text
     else:
         config = MollyConfig.from_string(found.aa)
         assert not config.weighted
         assert config.blur_power == pytest.approx(1, abs=0.01)
-        assert text.endswith(f'--aa {found.aa} --smoothing 0.1')
+        assert text.endswith(f'Train with: --aa {found.aa} --smoothing 0.1')
     assert ('One temperature, 1.7, would do' in text) == (case == 'constant')
 
 

@@ -171,7 +171,7 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
         made().save(tmp_path / name)
     assert main(['compare', *(str(tmp_path / n) for n in 'abc'), '-o', str(tmp_path / 'out')]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '100 images of digits, corrupted as cifar-c'
+    assert lines[0] == '100 images of digits, corrupted on the fly as in cifar-c'
     assert lines[2:5] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
     heading = [f'{metric} {x}' for metric in ('error %', 'NLL', 'ECE') for x in ('A', 'B', 'C', 'B - A', 'C - A')]
     assert re.split(r'\s{2,}', lines[6].strip()) == [h[-5:] if '-' in h else h for h in heading]

@@ -126,7 +126,7 @@ def test_cells_have_nll_and_ece_after_each_temperature(classifier, tmp_path):
     assert {**report.clean.figures()} == {**plain.clean.figures()}  # nothing else changes
     again = evaluate(classifier, measured, calibrate=held_out, cache=tmp_path, **how)
     assert again.to_dict() == report.to_dict()
-    with pytest.raises(UserError, match='holds another run'):
+    with pytest.raises(UserError, match='holds another measurement'):
         evaluate(classifier, measured, calibrate=pictures(2, 60), cache=tmp_path, **how)
 
 

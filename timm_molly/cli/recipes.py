@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 def recipes() -> dict[str, Path]:
     """The recipes by name: beside the modules in a wheel, beside the package in a checkout."""
     for folder in (PACKAGE / 'recipes', PACKAGE.parent / 'recipes'):
-        if found := {path.stem: path for path in sorted(folder.glob('*.yaml'))}:
+        if found := {path.stem: path for path in sorted(folder.glob('*.yaml'), key=lambda path: path.stem.split('_'))}:
             return found
     return {}
 

@@ -164,7 +164,7 @@ def _report(report: Report | str | Path | None, classifier: Classifier) -> Repor
 def _checked_token(token: str | None) -> str:
     token = token or get_token()
     if not token:
-        raise UserError('no token: log in with `hf auth login`, set HF_TOKEN, or give --token')
+        raise UserError('no token: log in with `hf auth login`, set HF_TOKEN, or give --token; --dry-run needs none')
     if not re.fullmatch(r'[!-~]+', token):
         raise UserError('the token has characters that no token has')
     return token

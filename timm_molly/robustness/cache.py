@@ -132,7 +132,9 @@ class Store:
         except (UserError, TypeError, ValueError) as error:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
         if different:
-            raise UserError(f'{folder} holds another run ({"; ".join(different)}): choose another --output')
+            raise UserError(
+                f'{folder} holds another measurement (there and now: {"; ".join(different)}): choose another --output'
+            )
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ class Comparison:
     @property
     def rows(self) -> list[Row]:
         """Error, NLL and ECE of each, and their differences to the first; the first row is the head."""
-        rows = _side_by_side(self.reports, METRICS, self._letters())
+        rows = render.side_by_side(self.reports, METRICS, self._letters())
         for heading, values in (
             ('mCE %', [r.mce for r in self.reports]),
             ('relative mCE %', [r.relative_mce for r in self.reports]),
@@ -48,7 +48,7 @@ class Comparison:
     @property
     def ranking(self) -> list[Row]:
         """AURC and E-AURC likewise; NaN where a report is of an older version."""
-        return _side_by_side(self.reports, ('aurc', 'e_aurc'), self._letters())
+        return render.side_by_side(self.reports, ('aurc', 'e_aurc'), self._letters())
 
     def after(self, by: str) -> list[Row]:
         """NLL and ECE likewise, after the temperature of each.
@@ -59,7 +59,7 @@ class Comparison:
         Raises:
             UserError: A report has none.
         """
-        return _side_by_side([report.scaled(by) for report in self.reports], ('nll', 'ece'), self._letters())
+        return render.side_by_side([report.scaled(by) for report in self.reports], ('nll', 'ece'), self._letters())
 
     def __str__(self) -> str:
         return self._tables(aligned)
@@ -106,25 +106,6 @@ class Comparison:
     def _above(self) -> str:
         key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), self.names, strict=True))
         return f'{render.subject(self.reports[0])}\n\n{key}'
-
-
-def _side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Sequence[str]) -> list[Row]:
-    head = ['']
-    for metric in metrics:
-        head += [f'{render.HEADINGS[metric]} {letter}' for letter in letters]
-        head += [f'{letter} - {letters[0]}' for letter in letters[1:]]
-    rows: list[Row] = [head]
-    for lines in zip(*map(render.summary_rows, reports), strict=True):
-        row = [lines[0][0]]
-        for metric in metrics:
-            numbers = [of[metric] for _, of in lines]
-            row += [number(metric, n) for n in numbers]
-            row += [
-                '' if n != n or numbers[0] != numbers[0] else number(metric, n - numbers[0], sign=True)
-                for n in numbers[1:]
-            ]
-        rows.append(row)
-    return rows
 
 
 def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Comparison:

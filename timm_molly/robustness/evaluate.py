@@ -20,7 +20,7 @@ from timm_molly.robustness.cache import Store
 from timm_molly.robustness.conditions import SEED, Condition, Conditions, common, held_out
 from timm_molly.robustness.corruptions import transforms
 from timm_molly.robustness.images import Dataset, Images, check_apart, images_of, same_labels
-from timm_molly.robustness.loading import Loader
+from timm_molly.robustness.loading import Loader, cores
 from timm_molly.robustness.metrics import Calibration
 from timm_molly.robustness.report import (
     BenchmarkRecord,
@@ -99,7 +99,7 @@ def evaluate(
             or a torchvision data set without transform. None for a published set without its clean images.
         conditions: `robustness.common(...)`, `bar(...)`, `Corruptions`, `Published` or `Mollification`.
         batch_size: Images a batch.
-        workers: Processes that read and corrupt images; 0 for this one.
+        workers: Processes that read and corrupt images, no more than there are cores; 0 for this one.
         device: Where it runs; the model's own if None. The model is where it was afterwards.
         amp: dtype of mixed precision, torch.bfloat16 say; None for none.
         calibrate: Held-out images, as `dataset`, on which two temperatures are fitted: what would NLL and ECE be with
@@ -136,7 +136,7 @@ def evaluate(
         classifier.try_out()
         plan, benchmark = (conditions or common()).lay_out(images, classifier)
         same_labels([(condition, condition.images) for condition in plan])
-        running = Running(classifier, batch_size, workers, amp)
+        running = Running(classifier, batch_size, min(workers, cores()), amp)
         record = model_record(running)
         settings = {'model': plain(record), 'benchmark': plain_benchmark(benchmark), 'data': _place(images, conditions)}
         kept = None if calibrate is None else _held_out(calibrate, images, classifier)
@@ -251,7 +251,7 @@ def temperature(
         model: This and the others as of `evaluate`.
         dataset: Images that it was not trained on.
         batch_size: Images a batch.
-        workers: Processes that read images.
+        workers: Processes that read images, no more than there are cores; 0 for this one.
         device: Where it runs.
         amp: dtype of mixed precision.
         progress: Show a progress bar on stderr.
@@ -266,7 +266,7 @@ def temperature(
     images = images_of(dataset, classifier.img_mode)
     with placed(classifier.model, device), evaluating(classifier.model):
         try:
-            return _fit(Running(classifier, batch_size, workers, amp), images, progress).trained
+            return _fit(Running(classifier, batch_size, min(workers, cores()), amp), images, progress).trained
         except NoTemperatureError:
             return None
 

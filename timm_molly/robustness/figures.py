@@ -156,7 +156,7 @@ def _error_by_severity(report: Report) -> Figure:
         if of:
             errors = [100 * float(np.mean([cells[s].error for cells in of])) for s in report.benchmark.severities]
             errors = [100 * cell.error for cell in clean.values()] + errors
-            ax.plot(at, errors, '-o', color=COLOURS[group], markersize=4, label=group)
+            ax.plot(at, errors, '-o', color=COLOURS[group], markersize=4, label=group, clip_on=False)
     dress(ax, 'error in %', 'severity (0 is clean)' if clean else 'severity')
     ax.set_xticks(at)
     ax.set_ylim(bottom=0)

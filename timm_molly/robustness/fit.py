@@ -118,7 +118,7 @@ class Fit:
         if self.aa is None:
             return '\n'.join([*lines, '\nNo line to copy: these figures do not say what labels your data should have.'])
         smoothing = '' if self.smoothing is None else f' --smoothing {self.smoothing:g}'
-        return '\n'.join([*lines, f'\n--aa {self.aa}{smoothing}'])
+        return '\n'.join([*lines, f'\nTrain with: --aa {self.aa}{smoothing}'])
 
     def save(self, folder: str | Path) -> None:
         """Write the report, fit.json and fit.png.
@@ -153,9 +153,8 @@ class Fit:
     def _verdict(self) -> str:
         powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
         if self.case == 'none':
-            return (
-                f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}. Leave its labels as they are.'
-            )
+            chance = f', as chance has it with {self.report.data.images} images' * (self.left['none'] > SMALL)
+            return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}{chance}. Keep its labels.'
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
             narrower = '' if self.temperature is None else f' or one temperature, {self.temperature:.3g},'
@@ -242,7 +241,9 @@ def fit_report(
     if own is not None and case == 'constant':
         smoothing = round(1 - (1 - own) * (1 - added), 2)
     answered = not known_plain and case != 'unsure'
-    doubts = [*_doubts_of_training(config, known_plain), *_doubts_of_images(report, classifier, data_dir)]
+    doubts = _doubts_of_images(report, classifier, data_dir)
+    if known_plain or case != 'none':  # else whatever its labels are, they do
+        doubts = _doubts_of_training(config, known_plain) + doubts
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
     aa = (f'{best}+{rest}' if rest else str(best)) if answered else None

@@ -57,14 +57,28 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
     letters = [chr(ord('A') + i) for i in range(len(reports))] if len(reports) > 1 else ['']
     title = ' and '.join(names)
     key = ''.join(f'<br>{letter}: {html.escape(name)}' for letter, name in zip(letters, names, strict=True) if letter)
-    head = Div(text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}{key}')
+    head = Div(text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}')
+    means = Div(text=_means(reports, letters), styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
     lines = _lines(reports, letters)
     plots = [_by_level(lines), _reliability(lines)]
     wide: dict[str, Any] = dict(sizing_mode='stretch_width')
     rows = [row(*panels, styles={'flex-wrap': 'wrap'}, **wide) for panels in (maps, plots)]
-    return str(file_html(column(head, *rows, _table(reports, letters), **wide), INLINE, title))
+    return str(file_html(column(head, means, *rows, _table(reports, letters), **wide), INLINE, title))
+
+
+def _means(reports: Sequence[Report], letters: Sequence[str]) -> str:
+    """A table of HTML: clean images and means, with the differences to the first report."""
+    head, *rows = render.side_by_side(reports, ('error', 'nll', 'ece', 'aurc'), letters)
+    kept = [row for row in rows if reports[0].benchmark.mollified or row[0].startswith(('clean', 'mean of'))]
+    cells = [(head, 'th'), *((row, 'td') for row in kept)]
+    style = 'style="padding: 1px 9px; white-space: nowrap; text-align:'
+    lines = [
+        ''.join(f'<{tag} {style} {"right" if i else "left"}">{html.escape(cell)}</{tag}>' for i, cell in enumerate(row))
+        for row, tag in cells
+    ]
+    return f'<table><tr>{"</tr><tr>".join(lines)}</tr></table>'
 
 
 def _heat_map(report: Report, letter: str, highest: float) -> Any:
@@ -123,7 +137,7 @@ def _by_level(lines: Sequence[Line]) -> Any:
         found = {0.0: [line.report.clean], **found} if ('clean', 0) in line.report else found
         _draw(plot, line, {'x': [*found], 'y': [100 * np.mean([cell.error for cell in of]) for of in found.values()]})
     plot.y_range.start = 0
-    return plot
+    return _with_legend_below(plot)
 
 
 def _reliability(lines: Sequence[Line]) -> Any:
@@ -142,7 +156,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
             ]
             images, correct, confidence = np.array(sums)[:, sums[0] > 0]
             _draw(plot, line, {'x': confidence / images, 'y': 100 * correct / images, 'images': images})
-    return plot
+    return _with_legend_below(plot)
 
 
 def _draw(plot: Any, line: Line, data: Mapping[str, Any]) -> None:
@@ -150,8 +164,15 @@ def _draw(plot: Any, line: Line, data: Mapping[str, Any]) -> None:
     for glyph, style in ((plot.line, {'line_width': 2}), (plot.scatter, {'size': 7})):
         glyph('x', 'y', source=dict(data), color=line.colour, legend_label=line.name, name=line.name, **style)
     plot.legend.click_policy = 'hide'
-    plot.legend.location = 'top_left'
-    plot.legend.background_fill_alpha = 0.5
+
+
+def _with_legend_below(plot: Any) -> Any:
+    """Move the legend of a plot off its lines."""
+    if plot.legend:
+        (legend,) = plot.legend
+        legend.update(orientation='horizontal', ncols=3, border_line_color=None)
+        plot.add_layout(legend, 'below')
+    return plot
 
 
 def _table(reports: Sequence[Report], letters: Sequence[str]) -> Any:
@@ -165,12 +186,13 @@ def _table(reports: Sequence[Report], letters: Sequence[str]) -> Any:
         TableColumn(field='level', title=_level(reports[0]), width=70),
     ]
     for metric in render.HEADINGS if len(reports) == 1 else HOVER:
-        scale, digits = (100, '0.0') if metric == 'error' else (1, '0.000')
+        digits = '0.0' if metric == 'error' else '0.000'
         style = NumberFormatter(format=digits, text_align='right', nan_format='')
         for letter, report in zip(letters, reports, strict=True):
             field = f'{metric} {letter}'
-            values = [scale * report[place][metric] if place in report else np.nan for place in places]
-            data[field] = [None if value != value else value for value in values]
+            # Rounded here, so that the page rounds a figure one way.
+            texts = [number(metric, report[place][metric]) if place in report else '' for place in places]
+            data[field] = [float(text) if text and text != 'nan' else None for text in texts]
             columns.append(
                 TableColumn(field=field, title=f'{render.HEADINGS[metric]} {letter}', formatter=style, width=90)
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv as csv_writer
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from timm_molly.robustness.corruptions.names import BAR, COMMON, GROUPS, HELD_OUT
+from timm_molly.robustness.corruptions.names import BAR, BAR_OF, COMMON, GROUPS, HELD_OUT
 from timm_molly.tables import Row, aligned, markdown_table, number
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def subject(report: Report) -> str:
     images += f' ({data.subset})' if data.subset else ''
     how = {
         'mollification': 'noised and blurred as in training',
-        'on the fly': f'corrupted as {_sets(benchmark)}',
+        'on the fly': f'corrupted on the fly as in {_sets(benchmark)}',
         'official': f'corrupted: {benchmark.name}',
     }[benchmark.kind]
     return f'{images}, {how}'
@@ -115,9 +115,12 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
             if name in report.corruptions:
                 yield name, report.corruptions[name]
         if group in report.groups:
-            yield f'mean of {group}', report.groups[group]
-    if any(name in COMMON for name in report.corruptions):
-        yield 'mean of common', report.mean
+            yield (
+                _mean_of(group, sum(name in report.corruptions for name in members), len(members)),
+                report.groups[group],
+            )
+    if common := sum(name in COMMON for name in report.corruptions):
+        yield _mean_of('common', common, len(COMMON)), report.mean
     for name in HELD_OUT:
         if name in report.corruptions:
             yield f'{name} (held out)', report.corruptions[name]
@@ -125,7 +128,31 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
     for name in bar:
         yield name, report.corruptions[name]
     if bar:
-        yield 'mean of C-bar', report.bar
+        yield _mean_of('C-bar', len(bar), len(BAR_OF['cifar-c'])), report.bar  # all sets have as many
+
+
+def _mean_of(group: str, measured: int, members: int) -> str:
+    return f'mean of {group}' + f' ({measured} of {members})' * (measured < members)
+
+
+def side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Sequence[str]) -> list[Row]:
+    """The summary rows of reports, with differences to the first; the first row is the head."""
+    head = ['']
+    for metric in metrics:
+        head += [f'{HEADINGS[metric]} {letter}'.rstrip() for letter in letters]
+        head += [f'{letter} - {letters[0]}' for letter in letters[1:]]
+    rows: list[Row] = [head]
+    for lines in zip(*map(summary_rows, reports), strict=True):
+        row = [lines[0][0]]
+        for metric in metrics:
+            numbers = [of[metric] for _, of in lines]
+            row += [number(metric, n) for n in numbers]
+            row += [
+                '' if n != n or numbers[0] != numbers[0] else number(metric, n - numbers[0], sign=True)
+                for n in numbers[1:]
+            ]
+        rows.append(row)
+    return rows
 
 
 def _scaled(report: Report, table: Callable[[list[Row]], str]) -> list[str]:
