@@ -130,7 +130,7 @@ def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, monke
 @pytest.mark.slow
 def test_compare_needs_the_extra_plot_alone(python, tmp_path):
     cards = Path(__file__).parents[2] / 'hub_cards'
-    words = ['compare', cards / 'test_resnet.fashion_mnist', cards / 'test_resnet.molly_fashion_mnist', '-o']
+    words = ['compare', cards / 'cifar_resnet20.crop_flip_cifar10', cards / 'cifar_resnet20.molly_cifar10', '-o']
     others = ['scipy', 'torchmetrics', 'cv2', 'imagecorruptions', 'sklearn']
     main = (
         'import sys; sys.modules.update(dict.fromkeys({})); '

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import skimage.data
 import timm
 import torch
+from PIL import Image
 from support import hub_images
 from timm.models import _hub
 
@@ -59,15 +61,26 @@ def test_it_is_small_and_listed(folder, capsys, monkeypatch):
 
 
 @needs_local_dir
-@names
-def test_it_is_the_file_and_as_good_as_recorded_on_a_handful_of_images(folder):
-    record = json.loads(hub_images.RECORDS.read_text())[folder.name]
-    found = hub_images.measure(folder, hub_images.FOLDER / record['images'])
+@pytest.mark.parametrize('name', json.loads(hub_images.RECORDS.read_text()))
+def test_it_is_the_file_and_as_good_as_recorded_on_a_handful_of_images(name):
+    record = json.loads(hub_images.RECORDS.read_text())[name]
+    found = hub_images.measure(FOLDER / name, hub_images.FOLDER / record['images'])
     assert found['sha256'] == record['sha256']
     # Another CPU rounds differently, which moves an image on the edge between two classes.
     assert abs(found['correct'] - record['correct']) <= 1
-    report = json.loads((folder / 'report.json').read_text())
+    report = json.loads((FOLDER / name / 'report.json').read_text())
     assert found['correct'] / found['of'] == pytest.approx(1 - report['clean']['error'], abs=0.12)
+
+
+@pytest.mark.parametrize(('name', 'low', 'high'), [('crop_flip_cifar10', 0.6, 1.0), ('molly_cifar10', 0.1, 0.2)])
+def test_what_the_networks_say_of_a_photo_and_of_noise(name, low, high):
+    network = timm_molly.load(FOLDER / f'cifar_resnet20.{name}')
+    x = network.transform(Image.fromarray(skimage.data.chelsea()))[None]
+    noise = torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert network.label_names[network.model(x).argmax()] == 'cat'
+        said = network.model(noise).softmax(1).amax(1)
+    assert low < said.mean() < high
 
 
 def test_there_are_models():
