@@ -151,7 +151,7 @@ class Mollify:
         smoothed = self.lower(target, roles, t)
         rng = rng or self.rng()
         source = noise_source(x.device, rng)
-        t = t.to(x.device, torch.promote_types(x.dtype, torch.float32), non_blocking=True)
+        t = t.to(x.device, non_blocking=True)
         for view in x.chunk(self.num_splits):
             for role, turn in turns(roles):
                 self.degrade(role, view[turn], t[turn], source)
@@ -180,6 +180,7 @@ class Mollify:
             source: Of the noise, of `noise_source`.
         """
         count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())
+        t = t.to(torch.promote_types(x.dtype, torch.float32))
         for part, part_t in zip(torch.split(x, count), torch.split(t, count), strict=True):
             if role == 'b':
                 blur_(part, part_t, self.config.min_scale)
