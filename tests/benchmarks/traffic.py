@@ -74,6 +74,15 @@ def count(operation: Callable[..., object], make: Callable[[], tuple[object, ...
     return traffic
 
 
+def can_count() -> bool:
+    """Whether this PyTorch makes fake CUDA tensors where there is no GPU: older ones ask its driver."""
+    try:
+        count(lambda x: x[::2].normal_() @ x, lambda: (torch.empty(2, 2, device='cuda'),))
+    except RuntimeError:
+        return False
+    return True
+
+
 def of_mollify(batch_size: int, image_size: int, dtype: torch.dtype) -> Traffic:
     """Count a call of `Mollify` on a batch; `copies` is its bytes over those of copying the batch once."""
     mollify = Mollify()
