@@ -55,7 +55,8 @@ def _heat_kernel(tau: Tensor, size: int) -> Tensor:
     """Return the matrices (B, size, size) that run the heat equation on a line of `size` pixels for times tau (B,).
 
     A line with reflecting ends is half of a ring on which it is followed by its mirror image: the heat from pixel j
-    reaches pixel i over the distance i - j, and over i + j + 1 from the image of j.
+    reaches pixel i over the distance i - j, and over i + j + 1 from the image of j. So a number for each distance is
+    enough, where `functional` has a matrix product.
     """
     squares, cosines = _ring(size, tau.dtype, tau.device)
     heat = torch.exp(tau[:, None] * squares) @ cosines  # by distance, from 1 - size to 2 size - 1
@@ -63,7 +64,7 @@ def _heat_kernel(tau: Tensor, size: int) -> Tensor:
     return direct.add_(heat[:, size:].unfold(1, size, 1))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)  # NaFlex has images of many sizes
 def _ring(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Decay rates of the frequencies of a ring of 2 `size` pixels, and their waves by distance from 1 - `size` on."""
     frequency = torch.arange(size + 1, device=device)

@@ -20,7 +20,7 @@ from timm_molly.robustness.figures import blank, dress
 
 HERE = Path(__file__).parent
 STUDIES = ('cifar10', 'cifar10_tenth')
-LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
+LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'k2': '#e0a030', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
 MARKERS = {'crop_flip': 'o', 'smoothing': 's', 'strong_smoothing': 'D'}
 PANELS = {'corrupted error': 'error % on corrupted images', 'corrupted ece': 'ECE on corrupted images'}
 
@@ -65,7 +65,8 @@ def kind(molly: str | None) -> str:
     if molly is None:
         return 'none'
     config = MollyConfig.from_string(molly)
-    return 'weighted' if config.weighted else 'hard' if config.noise_power >= 100 else "paper's"
+    powers = {1: "paper's", 2: 'k2', 100: 'hard'}
+    return 'weighted' if config.weighted else powers[config.noise_power]
 
 
 def roles(run: dict[str, Any]) -> str:
@@ -73,11 +74,10 @@ def roles(run: dict[str, Any]) -> str:
 
 
 def strength(run: dict[str, Any]) -> str:
-    """What is said of a point: 'b4', 'b4 xxnb', nothing of a recipe without molly."""
-    if not run['molly']:
-        return ''
-    config = MollyConfig.from_string(run['molly'])
-    return f'b{config.beta:g}' + (f' {config.roles}' if config.roles != 'xnb' else '')
+    """What is said of a point: 'b4', 'b4 xxnb', nothing of the default."""
+    config = MollyConfig.from_string(run['molly'] or 'molly')
+    said = [f'b{config.beta:g}'] * (config.beta != 2) + [config.roles] * (config.roles != 'xnb')
+    return ' '.join(said)
 
 
 def place(run: dict[str, Any], figure_name: str) -> tuple[float, float]:

@@ -26,7 +26,6 @@ class Traffic(TorchDispatchMode):
     Attributes:
         bytes: Read and written, by operation.
         launches: Operations that start a kernel.
-        copies: Bytes over those of copying the batch once, of `of_mollify`.
     """
 
     def __init__(self, device: str) -> None:
@@ -34,7 +33,6 @@ class Traffic(TorchDispatchMode):
         self.device = device
         self.bytes: dict[str, int] = {}
         self.launches = 0
-        self.copies = 0.0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -83,8 +81,8 @@ def can_count() -> bool:
     return True
 
 
-def of_mollify(batch_size: int, image_size: int, dtype: torch.dtype) -> Traffic:
-    """Count a call of `Mollify` on a batch; `copies` is its bytes over those of copying the batch once."""
+def of_mollify(batch_size: int, image_size: int, dtype: torch.dtype) -> tuple[float, int]:
+    """Count a call of `Mollify`: its bytes over those of copying the batch once, and its launches."""
     mollify = Mollify()
     rng = np.random.default_rng(0)
     drawn = mollify.draw(batch_size, rng)
@@ -101,5 +99,5 @@ def of_mollify(batch_size: int, image_size: int, dtype: torch.dtype) -> Traffic:
     ):
         found = count(lambda x, target: mollify.apply(x, target, *drawn, rng), make)
     inplace._ring.cache_clear()  # of tensors that are not there
-    found.copies = sum(found.bytes.values()) / (2 * batch_size * 3 * image_size**2 * dtype.itemsize)
-    return found
+    copy = 2 * batch_size * 3 * image_size**2 * dtype.itemsize
+    return sum(found.bytes.values()) / copy, found.launches

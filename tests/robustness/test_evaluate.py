@@ -1,5 +1,7 @@
 """`timm_molly.evaluate` from Python: any module, any data set, and the same as the command line."""
 
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -11,6 +13,7 @@ import timm_molly
 from timm_molly import Classifier, UserError, robustness
 from timm_molly.cli import main
 from timm_molly.robustness import Corrupt
+from timm_molly.robustness.loading import Loader
 
 COMMON = robustness.common(severities=(2,))
 
@@ -32,6 +35,20 @@ def pictures():
 
 def measure(model, data, conditions=COMMON, **how):
     return timm_molly.evaluate(model, data, conditions, workers=0, progress=False, **how)
+
+
+def test_there_are_no_more_workers_than_cores(pictures, monkeypatch):
+    module, asked = sys.modules['timm_molly.robustness.evaluate'], []
+
+    def loader(plan, batch_size, workers, *rest):
+        asked.append(workers)
+        return Loader(plan, batch_size, 0, *rest)
+
+    monkeypatch.setattr(module, 'Loader', loader)
+    monkeypatch.setattr(module, 'cores', lambda: 2)
+    for workers in (1, 9):
+        timm_molly.evaluate(classifier(), pictures, COMMON, workers=workers, progress=False)
+    assert asked == [1, 2]
 
 
 @torch.inference_mode()

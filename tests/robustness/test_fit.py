@@ -141,6 +141,15 @@ def test_each_case_says_what_it_is_and_what_to_train_with(case):
     assert ('One temperature, 1.7, would do' in text) == (case == 'constant')
 
 
+def test_labels_that_do_are_not_doubted():
+    found = fit_report(report(sure, sure), network('molly', smoothing=0.0))
+    assert (found.case, found.doubts, found.aa, found.smoothing) == ('none', (), 'molly', 0.0)
+    assert 'chance' not in str(found)
+    assert 'to 0.040, as chance has it with 400 images.' in str(
+        fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
+    )
+
+
 def test_few_images_make_no_gap_of_chance():
     assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network()).case == 'constant'
     assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network()).case == 'none'

@@ -48,6 +48,12 @@ def strings(value):
     return [value] if isinstance(value, str) else []
 
 
+def lists(value):
+    """Every list in it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] * isinstance(value, list) + [found for each in inner for found in lists(each)]
+
+
 def test_the_page_is_one_file_that_asks_for_nothing():
     page = html.page([report()], ['net'])
     assert len(page.encode()) < 3 * 2**20
@@ -63,6 +69,24 @@ def test_each_cell_says_its_figures_on_hover():
         assert name in said
         if name != 'clean':
             assert {f'{100 * each.error:.1f}', f'{each.nll:.3f}', f'{each.ece:.3f}', f'{each.aurc:.3f}'} <= {*said}
+
+
+def test_a_comparison_begins_with_means_and_their_differences():
+    a, b = report(), report(2)
+    texts = map(unescape, strings(documents(html.page([a, b], ['a', 'b']))))
+    said = next(text for text in texts if '<table>' in text)
+    rows = {row[0]: row[1:] for row in (re.findall(r'>([^<]*)</t[hd]>', line) for line in said.split('</tr>')[:-1])}
+    assert rows[''][:3] == ['error % A', 'error % B', 'B - A']
+    for name, of in (('clean', (a.clean, b.clean)), ('mean of common (2 of 15)', (a.mean, b.mean))):
+        one, two = (100 * each.error for each in of)
+        assert rows[name][:3] == [f'{one:.1f}', f'{two:.1f}', f'{two - one:+.1f}']
+    assert 'fog' not in rows
+
+
+def test_a_figure_is_rounded_one_way():
+    found = documents(html.page([made(cells={('clean', 0): cell(0.1), ('fog', 1): cell(0.8025)})], ['net']))
+    assert '80.2' in strings(found)  # of the heat map
+    assert [10.0, 80.2] in lists(found)  # of the table
 
 
 def test_names_are_text_and_no_html():

@@ -177,6 +177,14 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
     assert re.split(r'\s{2,}', lines[6].strip()) == [h[-5:] if '-' in h else h for h in heading]
 
 
+def test_a_mean_of_a_part_says_so():
+    names = ('gaussian_noise', *('snow', 'frost', 'fog', 'brightness'), 'lines')
+    part = str(made(cells={(name, 1): cell(0.1) for name in names}))
+    means = [re.split(r'\s{2,}', line)[0] for line in part.splitlines() if line.startswith('mean of')]
+    assert means == ['mean of noise (1 of 3)', 'mean of weather', 'mean of common (5 of 15)', 'mean of C-bar (1 of 10)']
+    assert ' of 15)' not in str(made())
+
+
 def renamed(labels):
     return {place: replace(one, labels=labels) for place, one in made().cells.items()}
 

@@ -119,6 +119,17 @@ def test_empty_tables_are_filled():
         assert tell['TABLE'].sub(lambda found: tell['fill'](found[0], found[1]), empty) == text
 
 
+def test_the_figure_has_a_point_for_each_run_where_its_figures_are():
+    script = runpy.run_path(str(STUDIES / 'figure.py'))
+    studies = [read(STUDIES / name) for name in script['STUDIES']]
+    panels = script['draw'](studies).axes
+    for study, (errors, eces) in zip(studies, (panels[:2], panels[2:]), strict=True):
+        of = [run['figures'] for run in study['runs'] if run['seed'] == 0 and run['recipe'] in script['MARKERS']]
+        for panel, name, scale in ((errors, 'corrupted error', 100), (eces, 'corrupted ece', 1)):
+            drawn = {(x, y) for each in panel.lines for x, y in each.get_xydata().tolist()}
+            assert drawn == {(100 * run['clean error'], scale * run[name]) for run in of}
+
+
 def test_published_networks_are_those_of_the_runs_that_their_list_names():
     runs = {f'{run["row"]}/{run["seed"]}': run for run in read(STUDIES / 'cifar10')['runs']}
     page = (ROOT / 'hub_cards' / 'README.md').read_text()

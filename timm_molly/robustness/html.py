@@ -71,8 +71,7 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
 def _means(reports: Sequence[Report], letters: Sequence[str]) -> str:
     """A table of HTML: clean images and means, with the differences to the first report."""
     head, *rows = render.side_by_side(reports, ('error', 'nll', 'ece', 'aurc'), letters)
-    kept = [row for row in rows if reports[0].benchmark.mollified or row[0].startswith(('clean', 'mean of'))]
-    cells = [(head, 'th'), *((row, 'td') for row in kept)]
+    cells = [(head, 'th'), *((row, 'td') for row in rows if row[0].startswith(('clean', 'mean of')))]
     style = 'style="padding: 1px 9px; white-space: nowrap; text-align:'
     lines = [
         ''.join(f'<{tag} {style} {"right" if i else "left"}">{html.escape(cell)}</{tag}>' for i, cell in enumerate(row))

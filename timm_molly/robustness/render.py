@@ -115,12 +115,9 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
             if name in report.corruptions:
                 yield name, report.corruptions[name]
         if group in report.groups:
-            yield (
-                _mean_of(group, sum(name in report.corruptions for name in members), len(members)),
-                report.groups[group],
-            )
-    if common := sum(name in COMMON for name in report.corruptions):
-        yield _mean_of('common', common, len(COMMON)), report.mean
+            yield _mean_of(group, members, report), report.groups[group]
+    if any(name in COMMON for name in report.corruptions):
+        yield _mean_of('common', COMMON, report), report.mean
     for name in HELD_OUT:
         if name in report.corruptions:
             yield f'{name} (held out)', report.corruptions[name]
@@ -128,11 +125,14 @@ def summary_rows(report: Report) -> Iterator[tuple[str, Metrics]]:
     for name in bar:
         yield name, report.corruptions[name]
     if bar:
-        yield _mean_of('C-bar', len(bar), len(BAR_OF['cifar-c'])), report.bar  # all sets have as many
+        whole = next(of for of in BAR_OF.values() if {*bar} <= {*of})
+        yield _mean_of('C-bar', whole, report), report.bar
 
 
-def _mean_of(group: str, measured: int, members: int) -> str:
-    return f'mean of {group}' + f' ({measured} of {members})' * (measured < members)
+def _mean_of(group: str, members: Sequence[str], report: Report) -> str:
+    """Name a mean, and say where it is over a part of its group."""
+    measured = sum(name in report.corruptions for name in members)
+    return f'mean of {group}' + f' ({measured} of {len(members)})' * (measured < len(members))
 
 
 def side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Sequence[str]) -> list[Row]:
