@@ -180,6 +180,15 @@ def test_any_floating_dtype(dtype):
     assert target.labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize(('images', 'of_t'), [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)])
+def test_temperatures_are_taken_at_the_precision_of_the_images(images, of_t):
+    x, labels = batch(dtype=images)
+    t = torch.linspace(0, 1, len(x)).to(of_t)
+    expected = blur(x.clone(), t)
+    out, _ = Mollify().apply(x, labels, 'b', t)
+    torch.testing.assert_close(out, expected, atol=1e-12 if images == torch.float64 else 1e-5, rtol=0)
+
+
 def test_images_that_require_a_gradient_are_taken_as_data():
     x, labels = batch()
     x.requires_grad_()
