@@ -185,6 +185,12 @@ def test_a_mean_of_a_part_says_so():
     assert ' of 15)' not in str(made())
 
 
+@pytest.mark.parametrize(('folder', 'said'), [('corrupted', 'digits-corrupted'), ('CIFAR-10-C', 'CIFAR-10-C')])
+def test_a_folder_of_corrupted_images_without_a_name_is_named_after_its_images(folder, said):
+    found = made({'kind': 'official', 'name': folder, 'crop_pct': 1.0})
+    assert f' on 100 images of digits, corrupted: {said}\n' in str(found)
+
+
 def renamed(labels):
     return {place: replace(one, labels=labels) for place, one in made().cells.items()}
 

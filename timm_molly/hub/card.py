@@ -118,7 +118,7 @@ def evaluation(about: Settings, settings: Settings, report: Report | None) -> li
 
     def result(where: str, condition: str, metric: str, value: float, label: str, split: Any) -> EvalResult:
         known = _hub_id(about, settings, where)
-        published = report is not None and where == report.benchmark.name  # which the condition names
+        published = report is not None and where == report.corrupted_set  # which the condition names
         return EvalResult(
             task_type='image-classification',
             task_name='Image Classification',
@@ -173,7 +173,7 @@ def conditions(report: Report) -> dict[str, Metrics]:
     benchmark = report.benchmark
     if not benchmark.mollified:
         severities = ', '.join(map(str, benchmark.severities)).replace('1, 2, 3, 4, 5', '1 to 5')
-        how = benchmark.table or benchmark.name
+        how = benchmark.table or report.corrupted_set
         for members, mean, of in ((COMMON, report.mean, how), (BAR, report.bar, f'C-bar, {how}')):
             count = sum(name in members for name in report.corruptions)
             if count:
@@ -187,7 +187,7 @@ def _values(cell: Metrics) -> list[tuple[str, float, str]]:
 
 def _measured_on(report: Report, condition: str) -> str:
     """The data set by timm's name, or by that of its folder; corrupted images of a published set are that set's."""
-    published = report.benchmark.name
+    published = report.corrupted_set
     return str(published if published and condition != 'clean' else report.data.dataset)
 
 
@@ -199,7 +199,7 @@ def _trained_on(settings: Settings) -> str | None:
 
 def _kind(dataset: str, report: Report | None) -> str:
     """What `model-index` calls the type: the name of a published set, or what reads folders of images."""
-    if report is not None and dataset == report.benchmark.name:
+    if report is not None and dataset == report.corrupted_set:
         return dataset.lower()
     return dataset.partition('/')[2] if '/' in dataset else 'imagefolder'
 

@@ -73,7 +73,7 @@ def subject(report: Report) -> str:
     how = {
         'mollification': 'noised and blurred as in training',
         'on the fly': f'corrupted on the fly as in {_sets(benchmark)}',
-        'official': f'corrupted: {benchmark.name}',
+        'official': f'corrupted: {report.corrupted_set}',
     }[benchmark.kind]
     return f'{images}, {how}'
 

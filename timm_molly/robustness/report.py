@@ -348,6 +348,12 @@ class Report:
             raise UserError(f'{render.title(self)}: the clean images were not measured')
         return self.cells[CLEAN]
 
+    @property
+    def corrupted_set(self) -> str | None:
+        """Name of a published set: its folder's, or after its images where that is no more than 'corrupted'."""
+        name, images = self.benchmark.name, self.data.dataset
+        return f'{images}-corrupted' if name == 'corrupted' and images else name
+
     @cached_property
     def names(self) -> list[str]:
         """Corruptions or degradations, in order."""
