@@ -64,6 +64,7 @@ def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(built):
     assert built[0].stat().st_size < 2**20
 
 
+@pytest.mark.train
 def test_train_py_needs_the_wheel_and_the_flag(bare, image_folder, tmp_path):
     found = run(bare, '-c', 'import timm_molly; print(timm_molly.__file__)', **elsewhere(tmp_path))
     assert str(bare.parents[1]) in found

@@ -71,6 +71,12 @@ def test_cells_come_one_after_the_other_whole_and_in_order(workers):
     assert all(target == levels for _, target, levels in seen)
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_nothing_is_read_where_others_claimed_all(workers):
+    cell = Condition('a', 0, Numbered(9), STEPS)
+    assert list(Loader([cell], 4, workers, CONFIG, torch.device('cpu'), lambda _: False)) == []
+
+
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')
 def test_one_worker_and_many_make_the_same_pictures():
     names = ['glass_blur', 'fog', 'frost', 'snow', 'elastic_transform']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import deque
@@ -80,14 +81,16 @@ class Loader:
             number, start = order.asked.popleft()
             yield self.plan[number], _degraded(self.plan[number], x, start), target
 
-    def _prefetched(self, dataset: Any, workers: int, **how: Any) -> Any:
+    def _prefetched(self, dataset: Any, workers: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
         from timm.data.loader import PrefetchLoader
 
         pin_memory = self.prefetch['device'].type == 'cuda'
         loader: Any = DataLoader(
             dataset, num_workers=workers, worker_init_fn=_start_worker, pin_memory=pin_memory, **how
         )
-        return PrefetchLoader(loader, **self.prefetch)
+        batches = iter(loader)
+        for first in batches:  # timm 1.0.15 fails where there is none, because other processes claimed all
+            yield from PrefetchLoader(itertools.chain([first], batches), **self.prefetch)
 
 
 class _Order:
