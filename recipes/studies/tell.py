@@ -1,10 +1,10 @@
-"""Fill the tables of README.md and recipes/results.md with the figures of the studies.
+"""Fill the tables of README.md and recipes with the figures of the studies.
 
     python recipes/studies/tell.py
 
-It fills tables whose first head links to a study. A line begins with a row of the study, `crop_flip+molly`, and a head
-names a figure of it, `corrupted error %`. The head `- molly` is of the differences to the same recipe with that aa, of
-the column before.
+It fills tables whose first head links to a study. A line begins with a row of it, `crop_flip+molly`, or with two,
+`crop_flip+molly less crop_flip`: the mean of their differences, seed by seed, in bold where its 95 % interval over the
+seeds (Student's t) leaves 0 out. A head names a figure, `corrupted error %`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t
+
 from timm_molly.study import results
 
 RECIPES = Path(__file__).parents[1]
-PAGES = (RECIPES.parent / 'README.md', RECIPES / 'results.md')
+PAGES = (RECIPES.parent / 'README.md', RECIPES / 'results.md', RECIPES / 'studies' / 'claims.md')
 TABLE = re.compile(
-    r'^\| \[[^\n]+\]\((?:recipes/)?studies/(\w+)/study\.md\)[^\n]*\n\|[^\n]*\n(?:\|[^\n]*\n)+', re.MULTILINE
+    r'^\| \[[^\n]+\]\((?:(?:recipes/)?studies/)?(\w+)/study\.md\)[^\n]*\n\|[^\n]*\n(?:\|[^\n]*\n)+', re.MULTILINE
 )
 
 
@@ -39,17 +41,24 @@ def fill(table: str, study: str) -> str:
 
 
 def line(study: dict[str, Any], name: str, heads: list[str]) -> list[str]:
-    """Return the cells of a row."""
-    recipe = name.partition('+')[0]
-    cells, figure = [name], ''
+    """Return the cells of a line."""
+    first, _, second = name.partition(' less ')
+    rows = {row['name']: row for row in results.rows(study, second or None)}
+    row = rows.get(first)
+    values = row['differences' if second else 'values'] if row else {}
+    known = {key.lower(): value for key, value in values.items()}
+    cells = [name]
     for head in heads:
-        aa = head.removeprefix('- ') if head.startswith('- ') else None
-        figure = figure if aa else head.removesuffix(' %').lower()
-        rows = {row['name']: row for row in results.rows(study, f'{recipe}+{aa}' if aa else None)}
-        values = rows[name]['differences' if aa else 'values'] if name in rows else {}
-        known = {key.lower(): value for key, value in values.items()}
-        cells.append(results.said(known.get(figure), figure, sign=aa is not None))
+        figure = head.removesuffix(' %').lower()
+        value = known.get(figure)
+        text = results.said(value, figure, sign=bool(second))
+        cells.append(f'**{text}**' if second and row and value and sure(value, len(row['shared'])) else text)
     return cells
+
+
+def sure(value: dict[str, Any], seeds: int) -> bool:
+    """Whether the 95 % interval of a mean over seeds leaves 0 out."""
+    return seeds > 1 and abs(value['mean']) > t.ppf(0.975, seeds - 1) * value['se']
 
 
 if __name__ == '__main__':

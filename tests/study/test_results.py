@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from timm_molly.robustness import Report
 from timm_molly.study import results
@@ -17,7 +19,7 @@ from timm_molly.study.grid import read_grid
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / 'recipes' / 'studies'
 FOLDERS = sorted(path.parent for path in STUDIES.glob('*/study.json'))
-PAGES = [ROOT / 'README.md', ROOT / 'recipes' / 'results.md']
+PAGES = [ROOT / 'README.md', ROOT / 'recipes' / 'results.md', STUDIES / 'claims.md']
 each_study = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -74,47 +76,54 @@ def told(page):
     """Tables of a page whose first cell links to a study's folder: (folder, heads, lines of cells)."""
     for block in re.findall(r'^\| \[[^\n]*\n(?:\|[^\n]*\n)+', page.read_text(), re.MULTILINE):
         head, _, *lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in block.splitlines()]
-        if link := re.fullmatch(r'\[.+\]\((?:recipes/)?(studies/\w+)/study\.md\)', head[0]):
-            yield ROOT / 'recipes' / link[1], head[1:], lines
+        if link := re.fullmatch(r'\[.+\]\((?:(?:recipes/)?studies/)?(\w+)/study\.md\)', head[0]):
+            yield STUDIES / link[1], head[1:], lines
 
 
 @functools.cache
-def measured(folder, against=None):
-    """Each row of a study with all its figures, those of each corruption too."""
-    study = read(folder)
-    for run in study['runs']:
-        for name, values in run['corruptions'].items():
-            run['figures'] |= {f'{name} {metric}': value for metric, value in values.items()}
-    return {row['name']: row for row in results.rows(study, against)}
+def measured(folder):
+    """Figures of a study by row, figure and seed."""
+    found = {}
+    for run in read(folder)['runs']:
+        for name, value in run['figures'].items():
+            found.setdefault(run['row'], {}).setdefault(name.lower(), {})[run['seed']] = value
+    return found
+
+
+def expected(values, figure, sign, bold):
+    """What a cell says of values over seeds."""
+    scale, digits = (100, 1) if figure.endswith(' error') else (1, 3)
+    said = f'{scale * np.mean(values):{sign}.{digits}f}'
+    if len(values) > 1:
+        said += f' ± {scale * scipy.stats.sem(values):.{digits}f}'
+        if bold and scipy.stats.ttest_1samp(values, 0).pvalue < 0.05:
+            said = f'**{said}**'
+    return said
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_figure_in_a_table_was_measured(page):
-    # A cell's row and figure are named by its line and head, either way round: 'augmix+molly' and 'clean error %',
-    # or 'fog' and 'augmix+molly error %'. A head 'with - without' is of the differences of the column before it, and
-    # '- molly' of those to the same recipe with plain molly.
     tables = list(told(page))
     assert tables
     for folder, heads, lines in tables:
-        rows = measured(folder)
+        figures = measured(folder)
         for label, *cells in lines:
-            row = what = None
+            first, _, second = label.partition(' less ')
             for head, cell in zip(heads, cells, strict=True):
-                difference = head in ('with - without', '- molly')
-                if not difference:
-                    first, metric = head.removesuffix(' %').lower().rsplit(' ', 1)
-                    row, what = (label, f'{first} {metric}') if label in rows else (first, f'{label} {metric}')
-                of = measured(folder, f'{rows[row]["recipe"]}+molly') if head == '- molly' else rows
-                values = of[row]['differences' if difference else 'values']
-                value = {key.lower(): each for key, each in values.items()}.get(what)
-                assert cell == results.said(value, what, difference or metric == 'overconfidence'), (row, what)
+                figure = head.removesuffix(' %').lower()
+                of = figures[first][figure]
+                if second:
+                    other = figures[second][figure]
+                    of = {seed: value - other[seed] for seed, value in of.items() if seed in other}
+                sign = '+' if second else ''
+                assert cell == expected(list(of.values()), figure, sign, bool(second)), (label, head)
 
 
 def test_empty_tables_are_filled():
     tell = runpy.run_path(str(STUDIES / 'tell.py'))
     for page in PAGES:
         text = page.read_text()
-        empty = re.sub(r'^(\| [a-z][\w+-]* \|)[ \d.|±+-]+$', r'\1 |', text, flags=re.MULTILINE)
+        empty = re.sub(r'^(\| [a-z][\w+ -]* \|)[ \d.|±+*-]+$', r'\1 |', text, flags=re.MULTILINE)
         assert empty != text
         assert tell['TABLE'].sub(lambda found: tell['fill'](found[0], found[1]), empty) == text
 
