@@ -136,7 +136,15 @@ def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
 
 @pytest.mark.parametrize(
     ('section', 'meant'),
-    [('xnb', 'mxnb'), ('Mxn', 'mxn'), ('beta=4', 'b4'), ('B4', 'b4'), ('weighted', 'w'), ('noise_power2', 'kn2')],
+    [
+        ('xnb', 'mxnb'),
+        ('Mxn', 'mxn'),
+        ('beta=4', 'b4'),
+        ('B4', 'b4'),
+        ('weighted', 'w'),
+        ('noise_power2', 'kn2'),
+        ('b', 'b4'),
+    ],
 )
 def test_a_section_that_is_nearly_one_is_told_which(section, meant):
     MollyConfig.from_string(f'molly-{meant}')

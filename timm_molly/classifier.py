@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+from PIL import Image
 from torch import nn
 from typing_extensions import Unpack
 
@@ -24,7 +25,6 @@ from timm_molly.training import DATA_KEYS, Training
 from timm_molly.weights import Checkpoint, create_model, fingerprint, load_weights, one_line, read_checkpoint
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torchvision.transforms import Compose
 
     from timm_molly.robustness.report import Report
@@ -199,7 +199,13 @@ class Classifier:
         return int(found[1])
 
     def predict(self, image: Image.Image) -> torch.Tensor:
-        """Return the probabilities (K,), float32, of an image."""
+        """Return the probabilities (K,), float32, of an image; `label_names` are those of the classes.
+
+        Raises:
+            UserError: It is not a PIL image.
+        """
+        if not isinstance(image, Image.Image):
+            raise UserError(f'predict takes a PIL image (PIL.Image.open(path)), got {type(image).__name__}')
         with torch.inference_mode(), evaluating(self.model):
             x = self.transform(image.convert(self.img_mode))[None].to(self.device)
             probabilities: torch.Tensor = self.model(x).float().softmax(1)[0]

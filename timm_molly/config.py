@@ -214,6 +214,8 @@ def _near(section: str) -> str | None:
     found = f'{keys.get(near[0], near[0])}{value}' if near else ''
     if _SECTION.fullmatch(section.lower()):
         found = section.lower()
+    elif section.lower() in keys.values():  # without its number
+        found = f'{section.lower()}4'
     elif not set(section.lower()) - set(ROLES):
         found = f'm{section.lower()}'
     return found if _SECTION.fullmatch(found) else None

@@ -98,6 +98,19 @@ def test_every_figure_has_a_source(report):
         assert f'mean confidence {cells["confidence"]:.3f}, share correct {1 - cells["error"]:.3f}' in limits
 
 
+@pytest.mark.parametrize(
+    ('images', 'words'),
+    [
+        (200, 'as sure of itself as it is right, as far as 200 images show'),
+        (2000, 'less sure of itself than it is right'),
+    ],
+)
+def test_chance_is_no_lack_of_confidence(images, words):
+    of = made(cells={('clean', 0): cell(0.7, images, confidence=0.25)}, **MEASURED)  # 0.05 apart; 2 se: 0.065, 0.02
+    of = replace(of, data=replace(of.data, images=images))
+    assert f'On clean images it is {words}: mean confidence 0.250, share correct 0.300.' in write(report=of)
+
+
 def test_a_field_without_a_source_is_left_out():
     text = write(about={'repo_id': 'me/net'}, settings={})
     data = ModelCard(text).data

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data import create_dataset
 from torch import nn
 
 import timm_molly
@@ -204,3 +205,22 @@ def test_a_picture_is_classified(pictures):
     p = classifier().predict(Image.fromarray(pictures[0][0]))
     assert p.shape == (3,)
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(UserError, match=r'predict takes a PIL image .* got str'):
+        classifier().predict('cat.png')
+
+
+class Named(list):
+    """A data set that names its classes, as torchvision's do."""
+
+    classes = ('cat', 'dog')
+
+
+@pytest.mark.parametrize('k', [2, 3])
+def test_another_number_of_classes_is_noted(pictures, image_folder, caplog, k):
+    of_torchvision = Named((image, label % 2) for image, label in pictures)
+    of_timm = create_dataset('', root=str(image_folder), split='validation')
+    for data, classes in ((of_torchvision, 2), (of_timm, 3)):
+        caplog.clear()
+        measure(classifier(network(max(k, classes))), data)
+        noted = f'the data set names {classes} classes' in caplog.text
+        assert noted == (max(k, classes) != classes)

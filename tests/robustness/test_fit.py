@@ -14,6 +14,7 @@ import timm_molly
 from timm_molly import Classifier
 from timm_molly.cli import main
 from timm_molly.config import MollyConfig, split_aa
+from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import TEMPERATURES
 from timm_molly.robustness.fit import fit_gap, fit_report
 from timm_molly.robustness.report import Report
@@ -145,14 +146,26 @@ def test_labels_that_do_are_not_doubted():
     found = fit_report(report(sure, sure), network('molly', smoothing=0.0))
     assert (found.case, found.doubts, found.aa, found.smoothing) == ('none', (), 'molly', 0.0)
     assert 'chance' not in str(found)
-    assert 'to 0.040, as chance has it with 400 images.' in str(
-        fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
-    )
 
 
 def test_few_images_make_no_gap_of_chance():
-    assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network()).case == 'constant'
-    assert fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network()).case == 'none'
+    many = fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network())
+    few = fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
+    assert (many.case, few.case) == ('constant', 'none')
+    assert 'No gap that 400 images can show' in str(few)
+    assert 'differ by 0.040 (rms over t), and chance alone makes up to 0.050.' in str(few)
+    assert ('smoothing that closes it' in str(many), 'smoothing that closes it' in str(few)) == (True, False)
+
+
+def test_the_smoothing_is_drawn_where_there_is_a_gap():
+    for left, rows in ((0.01, 1), (0.3, 2)):
+        found = fit_report(report(sure, lambda t, left=left: sure(t) - left), network())
+        axes = figures.fit(found.report, found).axes
+        assert len(axes) == 2 * rows
+        assert [ax.get_xlabel() for ax in axes[-2:]] == 2 * ['t (0 is clean)']
+        if rows == 2:
+            for ax, gap in zip(axes[2:], found.gaps.values(), strict=True):
+                np.testing.assert_allclose(ax.lines[0].get_ydata(), gap.smoothing)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +166,20 @@ def test_compare_shows_the_ranking_and_what_temperatures_would_have_done():
     assert 'temperature' not in str(timm_molly.compare([reports[0], made()]))
 
 
+@pytest.mark.parametrize(('images', 'p'), [(200, 0.3), (5000, 0.1)])
+def test_differences_of_chance_are_as_large_as_it_makes_them(images, p):
+    of = made(cells={('clean', 0): cell(p, images)})
+    of = replace(of, data=replace(of.data, images=images))
+    said = float(re.search(r'below ([\d.]+) points can be chance', str(timm_molly.compare([of, of])))[1])
+    a, b = np.random.default_rng(0).binomial(images, p, (2, 100_000)) / images
+    assert np.mean(100 * np.abs(a - b) < said) == pytest.approx(0.95, abs=0.01)
+
+
+def test_one_severity_has_no_column_of_its_own():
+    of = made(cells={('clean', 0): cell(0.05), ('fog', 3): cell(0.3)})
+    assert str(of).splitlines()[3].split()[:2] == ['error', '%']
+
+
 def test_compare_takes_more_than_two(tmp_path, capsys):
     for name in 'abc':
         (tmp_path / name).mkdir()
@@ -174,7 +189,7 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
     assert lines[0] == '100 images of digits, corrupted on the fly as in cifar-c'
     assert lines[2:5] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
     heading = [f'{metric} {x}' for metric in ('error %', 'NLL', 'ECE') for x in ('A', 'B', 'C', 'B - A', 'C - A')]
-    assert re.split(r'\s{2,}', lines[6].strip()) == [h[-5:] if '-' in h else h for h in heading]
+    assert re.split(r'\s{2,}', lines[8].strip()) == [h[-5:] if '-' in h else h for h in heading]
 
 
 def test_a_mean_of_a_part_says_so():

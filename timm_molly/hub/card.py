@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -360,17 +361,14 @@ def _is_on(settings: Settings, key: str) -> bool:
 
 def _limits(config: Settings, report: Report | None) -> str:
     lines = [f'It knows {config["num_classes"]} classes and answers with one of them whatever the picture shows.']
-    found = conditions(report) if report else {}
-    for name, cell in found.items():
+    images = report.data.images if report else 0
+    for name, cell in (conditions(report) if report else {}).items():
         correct, confidence = 1 - cell.error, cell.confidence
-        kind = 'more' if confidence > correct else 'less'
-        lines.append(
-            f'On {_escape(name)} images it is {kind} sure of itself than it is right: mean confidence '
-            f'{confidence:.3f}, share correct {correct:.3f}.'
-            if name == 'clean'
-            else f'Under {_escape(name)}, it is {kind} sure of itself than it is right: mean confidence '
-            f'{confidence:.3f}, share correct {correct:.3f}.'
-        )
+        said = f'{"more" if confidence > correct else "less"} sure of itself than it is right'
+        if abs(confidence - correct) < 2 * math.sqrt(correct * cell.error / images):
+            said = f'as sure of itself as it is right, as far as {images} images show'
+        where = 'On clean images' if name == 'clean' else f'Under {_escape(name)},'
+        lines.append(f'{where} it is {said}: mean confidence {confidence:.3f}, share correct {correct:.3f}.')
     if report:
         lines.append('The figures are of the images named above; on other images and other damage they will differ.')
     else:

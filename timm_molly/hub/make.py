@@ -128,7 +128,7 @@ def table(root: Path) -> str:
     if not folders:
         raise UserError(
             f'{root} has no models, which are folders with a {CONFIG} as timm-molly push --dry-run makes them: '
-            f"name a folder of such folders, hub_cards of timm-molly's repository, say"
+            f'name a folder of such folders'
         )
     rows = [['', 'network', 'classes', '--aa', 'clean: error %', 'NLL', 'ECE', 'corrupted: error %', 'NLL', 'ECE']]
     for folder in folders:

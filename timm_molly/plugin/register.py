@@ -139,6 +139,11 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
 
         mollify = Mollify(config, max(1, options['num_aug_splits']), multi_label=multi_label)
         _log(f'Mollification is on: {_describe(config, multi_label)}. Stacks with: {_stack(options)}.')
+        if _drops_bce():
+            _log(
+                "note: without label smoothing and mixup, timm's train.py takes cross-entropy in place of --bce-loss; "
+                '--smoothing 1e-9 keeps it.'
+            )
         picture = _picture(mollify, options)
         if not naflex:
             return MollyLoader(loader, mollify, picture)
@@ -242,9 +247,16 @@ def _stack(options: dict[str, Any]) -> str:
         getattr(mixup, 'cutmix_alpha', 0) and f'cutmix {mixup.cutmix_alpha:g}',
         options['re_prob'] and f'random erasing {options["re_prob"]:g}',
         options['num_aug_splits'] and f'{options["num_aug_splits"]} augmentation splits',
-        smoothing and f'label smoothing {smoothing:g} (--smoothing 0 for none, as the paper has it)',
+        smoothing > 1e-6 and f'label smoothing {smoothing:g} (--smoothing 0 for none, as the paper has it)',
     ]
     return ', '.join(part for part in parts if part) or "timm's basic augmentation"
+
+
+def _drops_bce() -> bool:
+    """Whether timm's train.py was asked for binary cross-entropy by flags with which it takes another loss."""
+    args = getattr(of_script('args'), '__dict__', {})
+    asked = args.get('bce_loss') and not args.get('jsd_loss') and 'loss' not in args
+    return bool(asked and not any(args.get(key) for key in ('smoothing', 'mixup', 'cutmix', 'cutmix_minmax')))
 
 
 def _log(message: str) -> None:

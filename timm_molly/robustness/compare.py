@@ -105,7 +105,7 @@ class Comparison:
 
     def _above(self) -> str:
         key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), self.names, strict=True))
-        return f'{render.subject(self.reports[0])}\n\n{key}'
+        return f'{render.subject(self.reports[0])}\n\n{key}\n\n{render.chance(self.reports)}'
 
 
 def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Comparison:

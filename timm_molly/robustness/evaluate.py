@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -39,6 +40,8 @@ from timm_molly.weights import one_line
 
 if TYPE_CHECKING:
     import tqdm
+
+_logger = logging.getLogger(__name__)
 
 WAIT = 1.0  # seconds, until it is asked again whether other processes have finished
 
@@ -132,6 +135,7 @@ def evaluate(
     images = None if dataset is None else images_of(dataset, classifier.img_mode)
     if images is not None and not images.streamed and not len(images):
         raise UserError('the data set has no images')
+    _note_classes(images, classifier)
     with placed(classifier.model, device), evaluating(classifier.model):
         classifier.try_out()
         plan, benchmark = (conditions or common()).lay_out(images, classifier)
@@ -151,6 +155,18 @@ def evaluate(
             raise UserError(f'{first} and {condition} have different labels, so they are not the same images')
     data = data_record(classifier, images, plan, cells)
     return Report(record, benchmark, data, cells, packages(), command, temperatures)
+
+
+def _note_classes(images: Images | None, classifier: Classifier) -> None:
+    """Say where a data set in Python has another number of classes than the classifier."""
+    classes = getattr(images, 'own_classes', None)
+    if isinstance(classes, (list, tuple, dict)) and len(classes) != classifier.num_classes:
+        _logger.warning(
+            'note: the data set names %d classes, %s has %d: are they the same ones, in the same order?',
+            len(classes),
+            classifier.name,
+            classifier.num_classes,
+        )
 
 
 def model_record(running: Running) -> ModelRecord:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from timm_molly.robustness.fit import Fit
+    from timm_molly.robustness.fit import Fit, Gap
     from timm_molly.robustness.report import Cell, Metrics, Report
 
 COLOURS = {
@@ -61,25 +61,37 @@ def draw(report: Report) -> dict[str, Figure]:
 
 
 def fit(report: Report, found: Fit) -> Figure:
-    """Confidence and share correct against t, and below it the smoothing that would close the gap between them."""
-    figure = blank(4.2 * len(found.gaps), 5.6)
-    above, below = panels(figure, 2, len(found.gaps), sharex=True)
-    for ax, under, (name, gap) in zip(above, below, found.gaps.items(), strict=True):
+    """Confidence and share correct against t, and below it, where there is a gap, the smoothing that closes it."""
+    rows = 1 if found.case == 'none' else 2
+    figure = blank(4.2 * len(found.gaps), 2.8 * rows)
+    axes = panels(figure, rows, len(found.gaps), sharex=True)
+    for column, (name, gap) in enumerate(found.gaps.items()):
+        ax = axes[0][column]
         colour = COLOURS[name]
         ax.plot(gap.t, gap.confidence, '-', color='#333333', linewidth=1.4, label='mean confidence')
         ax.plot(gap.t, gap.correct, 'o', color=colour, markersize=4, label='share correct')
         ax.fill_between(gap.t, gap.correct, gap.confidence, color=colour, alpha=0.15, linewidth=0, label='gap')
         dress(ax, f'{name}: how sure, and how right', '')
-        under.plot(gap.t, gap.smoothing, 'o', color=colour, markersize=4, label='closes the gap')
-        fine = np.linspace(0, 1, 101)
-        chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
-        under.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
-        under.plot(fine, gap.gamma(fine), chosen['varying'], color='#999999', label=f'label power {gap.power:g}')
-        dress(under, 'label smoothing', 't (0 is clean)')
-        for each in (ax, under):
-            each.set_ylim(-0.02, 1.02)
-            each.legend(frameon=False, fontsize=7.5)
+        if rows == 2:
+            _smoothing(axes[1][column], gap, found)
+    for row in axes:
+        for ax in row:
+            ax.set_ylim(-0.02, 1.02)
+            ax.legend(frameon=False, fontsize=7.5)
+    for ax in axes[-1]:
+        ax.set_xlabel('t (0 is clean)', fontsize=9)
     return figure
+
+
+def _smoothing(ax: Axes, gap: Gap, found: Fit) -> None:
+    """The label smoothing that closes a gap, and what one value and the label power nearest to it give."""
+    fine = np.linspace(0, 1, 101)
+    chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
+    ax.plot(gap.t, gap.smoothing, 'o', color=COLOURS[gap.degradation], markersize=4, label='closes the gap')
+    ax.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
+    label = f'labels of power {gap.power:g}: k{gap.degradation[0]}{gap.power:g}'
+    ax.plot(fine, gap.gamma(fine), chosen['varying'], color='#999999', label=label)
+    dress(ax, 'label smoothing', '')
 
 
 def comparison(reports: Sequence[Report], names: Sequence[str]) -> Figure:

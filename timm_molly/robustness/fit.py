@@ -140,12 +140,10 @@ class Fit:
     def _table(self) -> str:
         rows = [['', '', 'clean', *(f't = {t:g}' for t in SHOWN)]]
         for name, gap in self.gaps.items():
-            for label, values in (
-                ('confidence', gap.confidence),
-                ('share correct', gap.correct),
-                ('smoothing that closes it', gap.smoothing),
-            ):
-                at = dict(zip(gap.t, values, strict=True))
+            lines: dict[str, ArrayLike] = {'confidence': gap.confidence, 'share correct': gap.correct}
+            lines |= {} if self.case == 'none' else {'smoothing that closes it': gap.smoothing}
+            for label, values in lines.items():
+                at = dict(zip(gap.t, np.asarray(values), strict=True))
                 found = [f'{at[t]:.2f}' if t in at else '' for t in (0.0, *SHOWN)]
                 rows.append([name if label == 'confidence' else '', label, *found])
         return aligned(rows)
@@ -153,8 +151,13 @@ class Fit:
     def _verdict(self) -> str:
         powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
         if self.case == 'none':
-            chance = f', as chance has it with {self.report.data.images} images' * (self.left['none'] > SMALL)
-            return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}{chance}. Keep its labels.'
+            left, images = self.left['none'], self.report.data.images
+            if left <= SMALL:
+                return f'No gap: the net is as sure as it is right, to {left:.3f}. Keep its labels.'
+            return (
+                f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
+                f't), and chance alone makes up to {_chance(images):.3f}. Keep its labels, or ask more images.'
+            )
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
             narrower = '' if self.temperature is None else f' or one temperature, {self.temperature:.3g},'
@@ -281,12 +284,17 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
 
 
 def _case(left: Mapping[str, float], added: float, images: int) -> str:
-    small = max(SMALL, 1 / math.sqrt(images))  # two standard errors of a share of one half
+    small = max(SMALL, _chance(images))
     if left['none'] <= small:
         return 'none'
     if added == 0:
         return 'unsure'
     return 'constant' if left['constant'] <= max(small, left['varying']) else 'varying'
+
+
+def _chance(images: int) -> float:
+    """Two standard errors of a share of one half."""
+    return 1 / math.sqrt(images)
 
 
 def _rms(parts: list[NDArray[np.float64]]) -> float:

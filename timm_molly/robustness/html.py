@@ -57,7 +57,10 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
     letters = [chr(ord('A') + i) for i in range(len(reports))] if len(reports) > 1 else ['']
     title = ' and '.join(names)
     key = ''.join(f'<br>{letter}: {html.escape(name)}' for letter, name in zip(letters, names, strict=True) if letter)
-    head = Div(text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}')
+    chance = f'<br>{render.chance(reports)}' if key else ''
+    head = Div(
+        text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}{chance}'
+    )
     means = Div(text=_means(reports, letters), styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]

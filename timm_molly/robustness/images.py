@@ -98,6 +98,9 @@ class DatasetImages(Images):
             )
         self.dataset, self.img_mode = dataset, img_mode
         self.name = type(dataset).__name__
+        # Of torchvision's and timm's class folders; not `classes`, since a data set in Python may number them anew.
+        of_timm = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
+        self.own_classes = getattr(dataset, 'classes', of_timm)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -286,7 +289,11 @@ def check_classes(images: Images, classifier: Classifier, where: object, splits:
         raise UserError(
             f'{where} has {len(classes)} class folders, but {name} has {known} classes'
             + ''.join(f'; {each}' for each in lacks[:1])
-            + ('' if mapped else ' (--num-classes, or --class-map for a part of the classes)')
+            + (
+                ''
+                if mapped
+                else f' (train it with --num-classes {len(classes)}, or give --class-map for a part of its classes)'
+            )
         )
     if not labels or mapped or list(labels) == list(classes):
         return

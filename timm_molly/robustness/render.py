@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_writer
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,21 @@ def _mean_of(group: str, members: Sequence[str], report: Report) -> str:
     return f'mean of {group}' + f' ({measured} of {len(members)})' * (measured < len(members))
 
 
+def chance(reports: Sequence[Report]) -> str:
+    """Say from which difference on errors of so many images differ by more than chance, in 95 of 100 cases.
+
+    Two standard errors of a difference of shares, as of different images, which is more than of the same ones.
+    """
+    images = reports[0].data.images
+    errors = [of.error for report in reports for name, of in summary_rows(report) if name == 'clean' or 'mean' in name]
+    variance = max((error * (1 - error) for error in errors if error == error), default=0.25)
+    points = 200 * math.sqrt(2 * variance / images)
+    return (
+        f'With {images} images, differences in error below {points:.1f} points can be chance. '
+        'Another seed of the training changes errors too.'
+    )
+
+
 def side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Sequence[str]) -> list[Row]:
     """The summary rows of reports, with differences to the first; the first row is the head."""
     head = ['']
@@ -175,7 +191,7 @@ def _scaled(report: Report, table: Callable[[list[Row]], str]) -> list[str]:
 def _table(report: Report) -> list[Row]:
     if report.benchmark.mollified:
         return _mollification_table(report)
-    severities = report.benchmark.severities
+    severities = report.benchmark.severities if len(report.benchmark.severities) > 1 else ()
     heads = [f'{"error % " if s == severities[0] else ""}at {s}' for s in severities]
     lines = dict(summary_rows(report))
     # Reports of before they were measured lack some.
