@@ -156,7 +156,7 @@ class Fit:
                 return f'No gap: the net is as sure as it is right, to {left:.3f}. Keep its labels.'
             return (
                 f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f't), and chance alone makes up to {_chance(images):.3f}. Keep its labels, or ask more images.'
+                f't), and chance alone makes up to {_chance(images):.3f}. Keep its labels, or take more images.'
             )
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
