@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from support import corruptions as C
 
-from timm_molly.cli import flags
+from timm_molly.cli import flags, validate
 from timm_molly.robustness.corruptions.transforms import warm_up
 
 IMAGES, PROCESSES = 1000, 2
@@ -101,8 +101,7 @@ def test_report(benchmark, folder, tmp_path):
     weights = tmp_path / 'weights.pth'
     torch.save(timm.create_model('test_resnet', num_classes=10).state_dict(), weights)
     parser = argparse.ArgumentParser()
-    flags.add_arguments(parser)
-    flags.add_benchmark_arguments(parser)
+    validate.add_arguments(parser)
     arguments = [
         *('--data-dir', folder, '--model', 'test_resnet', '--num-classes', '10', '--img-size', '32'),
         *('--crop-pct', '1.0', '--checkpoint', weights, '-j', PROCESSES, '--device', 'cpu', '-o', tmp_path / 'out'),
