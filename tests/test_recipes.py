@@ -101,9 +101,9 @@ def test_the_commands_in_its_head_are_right(name):
     for command in commands:
         words = shlex.split(command)
         at = words.index('train.py')
-        assert words[at + 1 : at + 3] == ['--config', f'recipes/{name}.yaml']
+        assert words[at + 1 : at + 5] == ['--config', '$(timm-molly', 'recipes', f'{name})']
         processes = int(words[words.index('--nproc-per-node') + 1]) if words[0] == 'torchrun' else 1
-        args = parse(name, words[at + 3 :])
+        args = parse(name, words[at + 5 :])
         assert bool(args.aug_repeats) <= (processes > 1)  # timm asserts it
         images[words[0]] = processes * args.batch_size * args.grad_accum_steps
     assert images['python'] == images['torchrun']  # a step is the same on any number of GPUs
