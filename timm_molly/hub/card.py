@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -365,7 +364,7 @@ def _limits(config: Settings, report: Report | None) -> str:
     for name, cell in (conditions(report) if report else {}).items():
         correct, confidence = 1 - cell.error, cell.confidence
         said = f'{"more" if confidence > correct else "less"} sure of itself than it is right'
-        if abs(confidence - correct) < 2 * math.sqrt(correct * cell.error / images):
+        if abs(confidence - correct) < render.margin(correct, images):
             said = f'as sure of itself as it is right, as far as {images} images show'
         where = 'On clean images' if name == 'clean' else f'Under {_escape(name)},'
         lines.append(f'{where} it is {said}: mean confidence {confidence:.3f}, share correct {correct:.3f}.')

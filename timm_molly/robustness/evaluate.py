@@ -135,7 +135,8 @@ def evaluate(
     images = None if dataset is None else images_of(dataset, classifier.img_mode)
     if images is not None and not images.streamed and not len(images):
         raise UserError('the data set has no images')
-    _note_classes(images, classifier)
+    if images is not None and images.own_classes is not None:
+        _note_classes(len(images.own_classes), classifier)
     with placed(classifier.model, device), evaluating(classifier.model):
         classifier.try_out()
         plan, benchmark = (conditions or common()).lay_out(images, classifier)
@@ -157,13 +158,12 @@ def evaluate(
     return Report(record, benchmark, data, cells, packages(), command, temperatures)
 
 
-def _note_classes(images: Images | None, classifier: Classifier) -> None:
-    """Say where a data set in Python has another number of classes than the classifier."""
-    classes = getattr(images, 'own_classes', None)
-    if isinstance(classes, (list, tuple, dict)) and len(classes) != classifier.num_classes:
+def _note_classes(classes: int, classifier: Classifier) -> None:
+    """Say where a data set has another number of classes than the classifier."""
+    if classes != classifier.num_classes:
         _logger.warning(
             'note: the data set names %d classes, %s has %d: are they the same ones, in the same order?',
-            len(classes),
+            classes,
             classifier.name,
             classifier.num_classes,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import SEED, Mollification
 from timm_molly.robustness.evaluate import How, evaluate, temperature
 from timm_molly.robustness.images import Dataset, Images, folder_name
+from timm_molly.robustness.render import margin
 from timm_molly.robustness.report import Report
 from timm_molly.tables import aligned
 
@@ -156,7 +156,7 @@ class Fit:
                 return f'No gap: the net is as sure as it is right, to {left:.3f}. Keep its labels.'
             return (
                 f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f't), and chance alone makes up to {_chance(images):.3f}. Keep its labels, or take more images.'
+                f't), and chance alone makes up to {margin(0.5, images):.3f}. Keep its labels, or take more images.'
             )
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
@@ -284,17 +284,12 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
 
 
 def _case(left: Mapping[str, float], added: float, images: int) -> str:
-    small = max(SMALL, _chance(images))
+    small = max(SMALL, margin(0.5, images))
     if left['none'] <= small:
         return 'none'
     if added == 0:
         return 'unsure'
     return 'constant' if left['constant'] <= max(small, left['varying']) else 'varying'
-
-
-def _chance(images: int) -> float:
-    """Two standard errors of a share of one half."""
-    return 1 / math.sqrt(images)
 
 
 def _rms(parts: list[NDArray[np.float64]]) -> float:

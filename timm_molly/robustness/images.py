@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -51,6 +51,7 @@ class Images:
         labels: Labels (N,) where they are known without reading the images, else None.
         mapped: Whether a class map said which classes the folders are.
         subset: The part of a data set that they are, by name; None for all of it.
+        own_classes: What a data set in Python calls its classes, which it may number in another way; None otherwise.
     """
 
     name: str | None = None
@@ -60,6 +61,7 @@ class Images:
     labels: NDArray[Any] | None = None
     mapped = False
     subset: str | None = None
+    own_classes: Sized | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -98,9 +100,9 @@ class DatasetImages(Images):
             )
         self.dataset, self.img_mode = dataset, img_mode
         self.name = type(dataset).__name__
-        # Of torchvision's and timm's class folders; not `classes`, since a data set in Python may number them anew.
         of_timm = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
-        self.own_classes = getattr(dataset, 'classes', of_timm)
+        found = getattr(dataset, 'classes', of_timm)  # torchvision's name of them
+        self.own_classes = found if isinstance(found, Sized) else None
 
     def __len__(self) -> int:
         return len(self.dataset)

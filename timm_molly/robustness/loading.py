@@ -89,7 +89,8 @@ class Loader:
             dataset, num_workers=workers, worker_init_fn=_start_worker, pin_memory=pin_memory, **how
         )
         batches = iter(loader)
-        for first in batches:  # timm 1.0.15 fails where there is none, because other processes claimed all
+        first = next(batches, None)
+        if first is not None:  # timm 1.0.15 fails where there is none, because other processes claimed all
             yield from PrefetchLoader(itertools.chain([first], batches), **self.prefetch)
 
 

@@ -136,15 +136,20 @@ def _mean_of(group: str, members: Sequence[str], report: Report) -> str:
     return f'mean of {group}' + f' ({measured} of {len(members)})' * (measured < len(members))
 
 
-def chance(reports: Sequence[Report]) -> str:
-    """Say from which difference on errors of so many images differ by more than chance, in 95 of 100 cases.
+def margin(share: float, images: int) -> float:
+    """What chance makes of a share of so many images, either way: two standard errors."""
+    return 2 * math.sqrt(share * (1 - share) / images)
 
-    Two standard errors of a difference of shares, as of different images, which is more than of the same ones.
+
+def chance(reports: Sequence[Report]) -> str:
+    """Say how much errors of so many images differ by chance: less in 95 of 100 cases.
+
+    As of different images, since those of the same ones differ less.
     """
     images = reports[0].data.images
     errors = [of.error for report in reports for name, of in summary_rows(report) if name == 'clean' or 'mean' in name]
-    variance = max((error * (1 - error) for error in errors if error == error), default=0.25)
-    points = 200 * math.sqrt(2 * variance / images)
+    widest = max((margin(error, images) for error in errors if error == error), default=margin(0.5, images))
+    points = 100 * math.sqrt(2) * widest
     return (
         f'With {images} images, differences in error below {points:.1f} points can be chance. '
         'Another seed of the training changes errors too.'
