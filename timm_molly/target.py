@@ -324,5 +324,5 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
     if low < 0 or (num_classes is not None and high >= num_classes):
         allowed = 'not be negative' if num_classes is None else f'be in [0, {num_classes})'
         got = f'got {low if low < 0 else high} among {len(labels)} labels'
-        few = '' if num_classes is None else ': the network has too few classes (--num-classes), or labels are wrong'
+        few = '' if low < 0 else ': the network has too few classes (--num-classes), or labels are wrong'
         raise ValueError(f'labels must {allowed}, {got}{few}')

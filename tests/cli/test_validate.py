@@ -371,7 +371,10 @@ def test_class_folders_that_are_not_the_models_are_named(flags, image_folder, tm
     root = shutil.copytree(image_folder, tmp_path / 'data')
     (root / 'validation' / 'dots').rename(root / 'validation' / 'a new class')
     shutil.copytree(root / 'validation' / 'stripes', root / 'validation' / 'more stripes')
-    refused(capsys, *flags, '--data-dir', root, words='has 4 class folders, but test_resnet has 3 classes')
+    said = 'has 4 class folders, but test_resnet has 3 classes'
+    refused(capsys, *flags, '--data-dir', root, words=f'{said}; it lacks dots, which train has')
+    shutil.rmtree(root / 'train')
+    refused(capsys, *flags, '--data-dir', root, words=f'{said} (train it with --num-classes 4, or give --class-map')
 
 
 def test_label_names_of_the_model_in_another_order_are_named(flags, image_folder, tmp_path, capsys, monkeypatch):

@@ -165,6 +165,7 @@ def test_the_scripts_flags_are_found_and_not_our_own_arguments(image_folder, cap
         ({'bce_loss': True}, True),
         ({'bce_loss': True, 'smoothing': 1e-9}, False),
         ({'bce_loss': True, 'cutmix': 1.0}, False),
+        ({'bce_loss': True, 'jsd_loss': True}, False),  # which goes before
         ({'bce_loss': True, 'loss': None}, False),  # a train script with another way to choose
         ({'bce_loss': False}, False),
         ({}, False),
@@ -177,3 +178,4 @@ def test_a_loss_that_the_script_drops_is_noted(image_folder, caplog, flags, note
     caplog.set_level(logging.INFO)
     script(SimpleNamespace(**{'smoothing': 0.0, 'mixup': 0.0, **flags}))
     assert ('takes cross-entropy in place of --bce-loss; --smoothing 1e-9 keeps it' in caplog.text) == noted
+    assert 'label smoothing 1e-09' not in caplog.text

@@ -81,6 +81,9 @@ def test_a_comparison_begins_with_means_and_their_differences():
         one, two = (100 * each.error for each in of)
         assert rows[name][:3] == [f'{one:.1f}', f'{two:.1f}', f'{two - one:+.1f}']
     assert 'fog' not in rows
+    for reports in ([a, b], [a]):
+        said = ' '.join(strings(documents(html.page(reports, ['a', 'b'][: len(reports)]))))
+        assert ('can be chance' in said) == (len(reports) > 1)
 
 
 def test_a_figure_is_rounded_one_way():

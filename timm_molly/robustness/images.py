@@ -287,15 +287,11 @@ def check_classes(images: Images, classifier: Classifier, where: object, splits:
         lacking = {f'{split} has': found - {*classes} for split, found in splits.items()}
         if isinstance(labels, (list, tuple)) and {*labels} & {*classes}:
             lacking['the model names'] = {*labels} - {*classes}
-        lacks = [f'it lacks {some(sorted(names))}, which {who}' for who, names in lacking.items() if names]
+        lacks = [f'; it lacks {some(sorted(names))}, which {who}' for who, names in lacking.items() if names]
+        advice = f' (train it with --num-classes {len(classes)}, or give --class-map for a part of its classes)'
         raise UserError(
             f'{where} has {len(classes)} class folders, but {name} has {known} classes'
-            + ''.join(f'; {each}' for each in lacks[:1])
-            + (
-                ''
-                if mapped
-                else f' (train it with --num-classes {len(classes)}, or give --class-map for a part of its classes)'
-            )
+            + (lacks[0] if lacks else '' if mapped else advice)
         )
     if not labels or mapped or list(labels) == list(classes):
         return
