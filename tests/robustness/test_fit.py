@@ -118,7 +118,7 @@ CASES = {
         'the labels should depend on t.',
         None,
     ),
-    'unsure': (lambda t: sure(t) + 0.03, 'longer training or one temperature, 1.7, would narrow it.', None),
+    'unsure': (lambda t: sure(t) + 0.03, 'less sure than it is right, by 0.030 on average. Train it longer.', None),
 }
 
 
@@ -139,13 +139,23 @@ def test_each_case_says_what_it_is_and_what_to_train_with(case):
         assert not config.weighted
         assert config.blur_power == pytest.approx(1, abs=0.01)
         assert text.endswith(f'Train with: --aa {found.aa} --smoothing 0.1')
-    assert ('One temperature, 1.7, would do' in text) == (case == 'constant')
+    assert ('Without training: divide the logits by 1.7' in text) == (case in ('constant', 'unsure'))
+    assert not found.again
 
 
 def test_labels_that_do_are_not_doubted():
     found = fit_report(report(sure, sure), network('molly', smoothing=0.0))
     assert (found.case, found.doubts, found.aa, found.smoothing) == ('none', (), 'molly', 0.0)
     assert 'chance' not in str(found)
+
+
+def test_a_net_that_its_soft_labels_made_unsure_has_one_thing_to_do():
+    found = fit_report(report(sure, lambda t: sure(t) + 0.1), network('molly', smoothing=0.0), temperature=0.5)
+    assert str(found).split('\n\n', 1)[1] == (
+        'The net is less sure than it is right, by 0.100 on average.\n\n'
+        'But: the net was trained with the labels of molly, not with hard ones.\n\n'
+        'Do this next: train with --aa molly-w --smoothing 0, and fit that. Hard labels show what your data need.'
+    )
 
 
 def test_few_images_make_no_gap_of_chance():
@@ -161,7 +171,7 @@ def test_the_smoothing_is_drawn_where_there_is_a_gap():
     for left, rows in ((0.01, 1), (0.3, 2)):
         found = fit_report(report(sure, lambda t, left=left: sure(t) - left), network())
         axes = figures.fit(found.report, found).axes
-        assert len(axes) == 2 * rows
+        assert len(axes) == 2 * rows == 2 + 2 * found.drawn
         assert [ax.get_xlabel() for ax in axes[-2:]] == 2 * ['t (0 is clean)']
         if rows == 2:
             for ax, gap in zip(axes[2:], found.gaps.values(), strict=True):
@@ -183,8 +193,12 @@ def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(aa,
     found = fit_report(report(sure, smoothed(sure, lambda t: 0.3)), network(aa, **settings))
     assert len(found.doubts) == len(doubts)
     assert all(doubt.startswith(words) for doubt, words in zip(found.doubts, doubts, strict=True))
-    assert all('--aa molly-w --smoothing 0 and fit again' in doubt for doubt in found.doubts)
-    assert (found.aa is not None) == answered == ('No line to copy' not in str(found))
+    text = str(found)
+    again = f'{"Better" if answered else "Do this next"}: train with --aa molly-w --smoothing 0, and fit that.'
+    assert found.again == bool(doubts) == (again in text)
+    assert (found.aa is not None) == answered == ('Train with: ' in text) == ('smoothing that closes it' in text)
+    assert len(figures.fit(found.report, found).axes) == (4 if answered else 2)
+    assert 'No line to copy' not in text  # there is a line, or what to do next
     if found.aa and aa:
         assert split_aa(found.aa) == split_aa(aa)  # the rest of the recipe stays
     assert found.smoothing == (0.3 if answered and 'smoothing' in settings else None)
@@ -211,7 +225,7 @@ def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
         gap = [max(0, (c.confidence - 1 + c.error) / (c.confidence - 1 / 3)) for c in cells]
         np.testing.assert_allclose(kept[name]['smoothing'], np.minimum(gap, 1), atol=1e-6)
     assert f'{kept["left"]["none"]:.3f}' in text or kept['case'] == 'unsure'
-    assert (f'--aa {kept["aa"]}' in text) if kept['aa'] else ('No line to copy' in text)
+    assert f'--aa {kept["aa"] or "molly-w --smoothing 0, and fit that"}' in text
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
 

@@ -61,8 +61,8 @@ def draw(report: Report) -> dict[str, Figure]:
 
 
 def fit(report: Report, found: Fit) -> Figure:
-    """Confidence and share correct against t, and below it, where there is a gap, the smoothing that closes it."""
-    rows = 1 if found.case == 'none' else 2
+    """Confidence and share correct against t, and below it, where there are labels for it, the smoothing that closes the gap."""
+    rows = 2 if found.drawn else 1
     figure = blank(4.2 * len(found.gaps), 2.8 * rows)
     axes = panels(figure, rows, len(found.gaps), sharex=True)
     for column, (name, gap) in enumerate(found.gaps.items()):

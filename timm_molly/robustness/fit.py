@@ -36,7 +36,7 @@ POWERS = (0.05, 1000.0)
 HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
 SMALL = 0.02  # of a gap, in units of confidence; larger where few images leave more to chance
 POOR = 0.05  # of the gap that the best powers leave
-ADVICE = 'train it with --aa molly-w --smoothing 0 and fit again'
+AGAIN = 'train with --aa molly-w --smoothing 0, and fit that'
 SHOWN = (0.2, 0.4, 0.6, 0.8, 1.0)  # t in the table
 
 
@@ -100,6 +100,7 @@ class Fit:
         smoothing: The --smoothing to train with; None likewise, and where the training's own is not known.
         temperature: The one that all logits can be divided by instead; None where none can be fitted.
         doubts: What speaks against it, a clause each.
+        again: Whether only a training with hard labels would tell.
     """
 
     report: Report
@@ -111,14 +112,24 @@ class Fit:
     smoothing: float | None
     temperature: float | None
     doubts: tuple[str, ...]
+    again: bool
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are labels that would close the gap, to print and to draw."""
+        return self.case in ('constant', 'varying') and self.aa is not None
 
     def __str__(self) -> str:
         lines = [self._table(), '', self._verdict()]
-        lines += [''] * bool(self.doubts) + [f'But: {doubt}' + '.' * (doubt[-1] != '?') for doubt in self.doubts]
-        if self.aa is None:
-            return '\n'.join([*lines, '\nNo line to copy: these figures do not say what labels your data should have.'])
-        smoothing = '' if self.smoothing is None else f' --smoothing {self.smoothing:g}'
-        return '\n'.join([*lines, f'\nTrain with: --aa {self.aa}{smoothing}'])
+        lines += [''] * bool(self.doubts) + [f'But: {doubt}.' for doubt in self.doubts]
+        if self.aa is not None:
+            smoothing = '' if self.smoothing is None else f' --smoothing {self.smoothing:g}'
+            lines.append(f'\nTrain with: --aa {self.aa}{smoothing}')
+        if self.again:
+            lines.append(f'\n{"Better" if self.aa else "Do this next"}: {AGAIN}. Hard labels show what your data need.')
+        elif self.aa is None:
+            lines.append('\nNo line to copy: these figures do not say what labels your data should have.')
+        return '\n'.join(lines)
 
     def save(self, folder: str | Path) -> None:
         """Write the report, fit.json and fit.png.
@@ -141,7 +152,7 @@ class Fit:
         rows = [['', '', 'clean', *(f't = {t:g}' for t in SHOWN)]]
         for name, gap in self.gaps.items():
             lines: dict[str, ArrayLike] = {'confidence': gap.confidence, 'share correct': gap.correct}
-            lines |= {} if self.case == 'none' else {'smoothing that closes it': gap.smoothing}
+            lines |= {'smoothing that closes it': gap.smoothing} if self.drawn else {}
             for label, values in lines.items():
                 at = dict(zip(gap.t, np.asarray(values), strict=True))
                 found = [f'{at[t]:.2f}' if t in at else '' for t in (0.0, *SHOWN)]
@@ -160,20 +171,21 @@ class Fit:
             )
         if self.case == 'unsure':
             gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
-            narrower = '' if self.temperature is None else f' or one temperature, {self.temperature:.3g},'
-            return (
-                f'The net is less sure than it is right, by {gap:.3f} on average. Smoother labels would widen that; '
-                f'longer training{narrower} would narrow it.'
-            )
+            begin = f'The net is less sure than it is right, by {gap:.3f} on average.'
+            return begin if self.again else f'{begin} Train it longer.{self._temperature()}'
         begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
+        if not self.drawn:
+            return begin
         constant = f'One smoothing of {self.added:.2g} at every t would leave {self.left["constant"]:.3f} of it'
         varying = f'label powers of {powers} {self.left["varying"]:.3f}'
         if self.case == 'varying':
             return f'{begin} {constant}, {varying}: the labels should depend on t.'
-        instead = (
-            '' if self.temperature is None else f' One temperature, {self.temperature:.3g}, would do without training.'
-        )
-        return f'{begin} {constant}, {varying}: smooth all labels alike.{instead}'
+        return f'{begin} {constant}, {varying}: smooth all labels alike.{self._temperature()}'
+
+    def _temperature(self) -> str:
+        if self.temperature is None:
+            return ''
+        return f' Without training: divide the logits by {self.temperature:.3g}, the temperature that fits best.'
 
 
 def fit(
@@ -245,12 +257,15 @@ def fit_report(
         smoothing = round(1 - (1 - own) * (1 - added), 2)
     answered = not known_plain and case != 'unsure'
     doubts = _doubts_of_images(report, classifier, data_dir)
-    if known_plain or case != 'none':  # else whatever its labels are, they do
-        doubts = _doubts_of_training(config, known_plain) + doubts
+    untold = _untold(config, known_plain)
+    again = untold is not None and (known_plain or case != 'none')  # else whatever its labels are, they do
+    if untold and again:
+        doubts = [untold, *doubts]
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
     aa = (f'{best}+{rest}' if rest else str(best)) if answered else None
-    return Fit(report, gaps, case, left, added, aa, smoothing if answered else None, temperature, tuple(doubts))
+    smoothing = smoothing if answered else None
+    return Fit(report, gaps, case, left, added, aa, smoothing, temperature, tuple(doubts), again)
 
 
 def fit_gap(degradation: str, report: Report) -> Gap:
@@ -302,16 +317,16 @@ def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
     return np.asarray(config.gamma(degradation[0], at).numpy(), np.float64)
 
 
-def _doubts_of_training(config: MollyConfig | None, known_plain: bool) -> list[str]:
-    """What of the training the answer rests on, and is not so."""
+def _untold(config: MollyConfig | None, known_plain: bool) -> str | None:
+    """Why this training cannot tell what labels the data need; None where it can."""
     if known_plain:
-        return [f'the net was trained without molly, so it shows what noise does to a net that never saw any; {ADVICE}']
+        return 'the net was trained without molly, so it shows what noise does to a net that never saw any'
     if config is None:
-        return [f'nothing says whether the net was trained with molly (--aa says it); if it was not, {ADVICE}']
+        return 'nothing says whether the net was trained with molly (--aa says it)'
     powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
     if not config.weighted and min(powers) < HARD:
-        return [f'the net was trained with the labels of {config}, not with hard ones; {ADVICE}']
-    return []
+        return f'the net was trained with the labels of {config}, not with hard ones'
+    return None
 
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:
