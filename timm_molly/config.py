@@ -68,7 +68,7 @@ class MollyConfig:
                 raise UserError(f'molly {field.name} must be a finite number above 0, got {value!r}{hint}')
 
     def gamma(self, role: str, t: Tensor) -> Tensor:
-        """What images of a role lose at temperatures t, of any shape, in [0, 1]: label smoothing, or weight."""
+        """What images of a role lose at strengths t, of any shape, in [0, 1]: label smoothing, or weight."""
         return functional.label_gamma(role, t, self.noise_power, self.blur_power)
 
     def confidence(self, role: str, t: Tensor, num_classes: int) -> Tensor:

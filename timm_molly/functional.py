@@ -1,7 +1,8 @@
-"""The method: images degraded to a temperature t, and labels that lose confidence by the same t.
+"""The method: images degraded to a strength t, and labels that lose confidence by the same t.
 
-Every function is pure and takes its random draws as arguments. `t` is one temperature per image, from 0 (intact) to 1
-(nothing left); `gamma` is the weight that the uniform distribution gets in the label. `inplace` does the same fast.
+Every function is pure and takes its random draws as arguments. `t` is one strength per image, the paper's temperature,
+from 0 (intact) to 1 (nothing left); `gamma` is the weight that the uniform distribution gets in the label. `inplace`
+does the same fast.
 
 Source: Heinonen, Tran, Kampffmeyer, Filippone, "Robust Classification by Coupling Data Mollification with Label
 Smoothing", AISTATS 2025, https://arxiv.org/abs/2406.01494. The heat equation in the cosine basis is from Rissanen,

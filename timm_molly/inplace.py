@@ -1,6 +1,6 @@
 """Noise and blur of `functional`, done to images where they lie: few operations, few passes over memory.
 
-Nothing is checked here: `Mollify` has checked the batch and the temperatures. The results are those of `functional`, to
+Nothing is checked here: `Mollify` has checked the batch and the strengths. The results are those of `functional`, to
 rounding. Half precision stays half precision, but for products on a CPU.
 """
 

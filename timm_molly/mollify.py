@@ -1,4 +1,4 @@
-"""The batch operation: draw a role and a temperature for each image, degrade it, and lower its label."""
+"""The batch operation: draw a role and a strength for each image, degrade it, and lower its label."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Mollify:
         return self.apply(x, target, *self.draw(len(x) // self.num_splits, rng), rng)
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[str, Tensor]:
-        """Draw a role and a temperature for each image.
+        """Draw a role and a strength for each image.
 
         The images take the letters of `config.roles` in turn, in an order that is drawn anew for each batch. So each
         image's role has the law of an independent draw, each letter gets its share of every batch, to an image, and

@@ -108,7 +108,7 @@ def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, mo
 
 @pytest.mark.slow
 def test_who_stops_reading_gets_no_error(tmp_path):
-    """As `timm-molly models | head -1`."""
+    """As `timm-molly models hub_cards | head -1`."""
     command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']
     command += ['models', str(Path(__file__).parents[2] / 'hub_cards')]
     # With a buffer, which is written at the end.
@@ -121,10 +121,9 @@ def test_who_stops_reading_gets_no_error(tmp_path):
     assert error == b''
 
 
-def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(['models']) == 2
-    assert 'hub_cards has no models, which are folders with a config.json' in capsys.readouterr().err
+def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, capsys):
+    assert main(['models', str(tmp_path)]) == 2
+    assert f'{tmp_path} has no models, which are folders with a config.json' in capsys.readouterr().err
 
 
 @pytest.mark.slow

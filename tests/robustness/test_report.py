@@ -252,6 +252,21 @@ def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
     assert 'compare takes 2 to 6 reports, got 1' in capsys.readouterr().err
 
 
+def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):
+    (tmp_path / 'args.yaml').write_text('model: resnet50')
+    assert main(['compare', str(tmp_path), str(tmp_path)]) == 2
+    assert f'{tmp_path} is a training, not a report: timm-molly validate {tmp_path} measures' in capsys.readouterr().err
+    made().save(tmp_path, pictures=False)  # as a folder of the Hub has both
+    assert Report.load(tmp_path).cells == made().cells
+
+
+def test_a_place_that_was_not_measured_is_named():
+    report = made()
+    for place, near in ((('fogg', 3), "'fog', 3"), (('fog', 9), "'fog', ")):
+        with pytest.raises(KeyError, match=re.escape(f'no figures of {place!r} (did you mean ({near}')):
+            report[place]
+
+
 def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):
     pairs = [(mollified(), mollified(taught='molly-k1000'))]
     kinds = [{'kind': 'official', 'name': name} for name in ('CIFAR-10-C', 'renamed')]

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with notes() if args.command != 'run' else nullcontext():  # a script has a log of its own
             code = module.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # of `timm-molly models | head`
+    except BrokenPipeError:  # of `timm-molly models hub_cards | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
         return 141  # as a shell says of SIGPIPE
     except KeyboardInterrupt:

@@ -1,17 +1,19 @@
-"""`timm-molly models`: list published models with their figures."""
+"""`timm-molly models`: list the models in a folder with their figures."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = 'list published models with their figures'
-DESCRIPTION = 'List the models in the folders of a folder, with error and calibration, clean and corrupted.'
+HELP = 'list the models in a folder with their figures'
+DESCRIPTION = 'List the models in the folders of a folder, such as hub_cards, with error and calibration.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument('folder', metavar='DIR', nargs='?', type=Path, default=Path('hub_cards'), help='(%(default)s)')
+    parser.add_argument(
+        'folder', metavar='DIR', type=Path, help='folder of folders that timm-molly push --dry-run made'
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -258,7 +258,7 @@ def _mollification(molly: MollyConfig, num_classes: int) -> str:
     weights = {'n': f'sin²(πt/2)^{molly.noise_power:g}', 'b': f't^{molly.blur_power:g}', 'e': '1', 'x': '0'}
     drawn = [(words[role], share, weights[role].removesuffix('^1')) for role, share in shares.items()]
     return (
-        f'Each training image drew one of the following and a temperature t ~ Beta({molly.alpha:g}, {molly.beta:g}), '
+        f'Each training image drew one of the following and a strength t ~ Beta({molly.alpha:g}, {molly.beta:g}), '
         f'and its label became (1 - γ) · label + γ / {num_classes}. '
         f'The smallest blur is {molly.min_scale:g} pixels wide.\n\n'
         + _table(('image', 'share', 'weight γ of the uniform label'), drawn)

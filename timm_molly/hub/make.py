@@ -119,7 +119,7 @@ def read_card(path: Path) -> str:
 
 
 def table(root: Path) -> str:
-    """List the models in the folders of a folder with their figures: `timm-molly models`.
+    """List the models in the folders of a folder with their figures: `timm-molly models FOLDER`.
 
     Raises:
         UserError: There is none, or one is malformed.

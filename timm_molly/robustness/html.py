@@ -147,7 +147,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
     from bokeh.plotting import figure
 
     frame = _frame([('', '$name'), ('confidence', '@x{0.00}'), ('correct %', '@y{0.0}'), ('images', '@images')])
-    title = 'correct % by confidence (dashed: as sure as right)'
+    title = 'correct % by confidence (dashed: as sure as right; larger points: more images)'
     plot = figure(title=title, x_axis_label='confidence', height=340, **frame)
     plot.line([0, 1], [0, 100], color='#999999', line_dash='dashed')
     for line in lines:
@@ -157,13 +157,15 @@ def _reliability(lines: Sequence[Line]) -> Any:
                 np.sum([getattr(each, key) for each in bins], axis=0) for key in ('images', 'correct', 'confidence')
             ]
             images, correct, confidence = np.array(sums)[:, sums[0] > 0]
-            _draw(plot, line, {'x': confidence / images, 'y': 100 * correct / images, 'images': images})
+            size = 3 + 12 * np.sqrt(images / images.sum())
+            data = {'x': confidence / images, 'y': 100 * correct / images, 'images': images, 'size': size}
+            _draw(plot, line, data)
     return _with_legend_below(plot)
 
 
 def _draw(plot: Any, line: Line, data: Mapping[str, Any]) -> None:
     """Add a line with its points; a click on its name hides it."""
-    for glyph, style in ((plot.line, {'line_width': 2}), (plot.scatter, {'size': 7})):
+    for glyph, style in ((plot.line, {'line_width': 2}), (plot.scatter, {'size': 'size' if 'size' in data else 7})):
         glyph('x', 'y', source=dict(data), color=line.colour, legend_label=line.name, name=line.name, **style)
     plot.legend.click_policy = 'hide'
 

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 
 from timm_molly.config import MollyConfig
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 from timm_molly.files import make_folder, read_json, write_json, write_text
 from timm_molly.plain import from_plain, short
 from timm_molly.robustness import render
 from timm_molly.robustness.corruptions.names import ALL, BAR, COMMON, GROUPS, SEVERITIES
 from timm_molly.robustness.mce import mean_corruption_error, relative_mean_corruption_error
+from timm_molly.training import is_run
 
 SCHEMA = 'timm-molly/robustness'
 VERSION = 1
@@ -320,7 +321,11 @@ class Report:
     temperatures: Temperatures | None = None
 
     def __getitem__(self, place: Place) -> Cell:
-        return self.cells[place]
+        try:
+            return self.cells[place]
+        except KeyError:
+            near = hint(repr(place), map(repr, self.cells))
+            raise KeyError(f'no figures of {place!r}{near}') from None
 
     def __contains__(self, place: object) -> bool:
         return place in self.cells
@@ -508,6 +513,8 @@ class Report:
             UserError: There is none, or it is not a whole report of this version.
         """
         path = Path(path)
+        if is_run(path) and not (path / FILE).exists():
+            raise UserError(f'{path} is a training, not a report: timm-molly validate {path} measures it')
         path = path / FILE if path.is_dir() else path
         return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
 
@@ -568,7 +575,7 @@ class _Rest:
 def place_name(place: Place) -> str:
     """A place in words: 'clean', 'fog 3', 'noise 0.25'."""
     name, level = place
-    return name if name == 'clean' else f'{name} {level:g}'
+    return f'{name} {level:g}' if level else name
 
 
 def confidence_of(config: MollyConfig, degradation: str, t: float, num_classes: int) -> float:
