@@ -61,7 +61,7 @@ def draw(report: Report) -> dict[str, Figure]:
 
 
 def fit(report: Report, found: Fit) -> Figure:
-    """Confidence and share correct against t, and below it, where there are labels for it, the smoothing that closes the gap."""
+    """Confidence and share correct against t; below it, where labels would close the gap, their smoothing."""
     rows = 2 if found.drawn else 1
     figure = blank(4.2 * len(found.gaps), 2.8 * rows)
     axes = panels(figure, rows, len(found.gaps), sharex=True)
