@@ -158,6 +158,14 @@ def test_a_net_that_its_soft_labels_made_unsure_has_one_thing_to_do():
     )
 
 
+def test_a_gap_that_changes_its_sign_is_called_so():
+    mixed = report(sure, lambda t: sure(t) + (0.1 if t < 0.5 else -0.05))
+    text = str(fit_report(mixed, network()))
+    rms = np.sqrt(np.mean([0.1**2 if t < 0.5 else 0.05**2 for t in T]))
+    assert f'at some t and surer at others, by {rms:.3f} (rms over t). Train it longer.' in text
+    assert 'No line to copy' in text
+
+
 def test_few_images_make_no_gap_of_chance():
     many = fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network())
     few = fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())

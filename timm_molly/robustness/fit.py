@@ -92,7 +92,7 @@ class Fit:
         report: What was measured of clean, noised and blurred images.
         gaps: By degradation.
         case: 'none' (no gap), 'constant' (the same smoothing would close it at every t), 'varying' (a smoothing that
-            depends on t comes nearer) or 'unsure' (the network is less sure than it is right).
+            depends on t comes nearer) or 'unsure' (the network is less sure than it is right, at some t or all).
         left: What is left of the gap, as root mean square over the t: as it is ('none'), with one smoothing
             ('constant'), and with the powers ('varying').
         added: Smoothing that would close the gap at every t best, on top of the training's own.
@@ -170,8 +170,13 @@ class Fit:
                 f't), and chance alone makes up to {margin(0.5, images):.3f}. Keep its labels, or take more images.'
             )
         if self.case == 'unsure':
-            gap = abs(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
-            begin = f'The net is less sure than it is right, by {gap:.3f} on average.'
+            mean = float(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
+            begin = f'The net is less sure than it is right, by {-mean:.3f} on average.'
+            if -mean < self.left['none'] / 2:
+                begin = (
+                    f'The net is less sure than it is right at some t and surer at others, by {self.left["none"]:.3f} '
+                    f'(rms over t).'
+                )
             return begin if self.again else f'{begin} Train it longer.{self._temperature()}'
         begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
         if not self.drawn:
