@@ -118,29 +118,49 @@ CASES = {
         'the labels should depend on t.',
         None,
     ),
-    'unsure': (lambda t: sure(t) + 0.03, 'less sure than it is right, by 0.030 on average. Train it longer.', None),
+    'unsure': (lambda t: sure(t) + 0.03, 'less sure than it is right, by 0.030 on average.', None),
+    'mixed': (
+        lambda t: sure(t) + (0.1 if t < 0.5 else -0.05),
+        f'differ by {np.sqrt(np.mean([0.1**2 if t < 0.5 else 0.05**2 for t in T])):.3f} (rms over t), in a way that',
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_each_case_says_what_it_is_and_what_to_train_with(case):
     correct, words, line = CASES[case]
-    found = fit_report(report(sure, correct), network(smoothing=0.1), temperature=1.7)
+    own = 0.0 if case in ('unsure', 'mixed') else 0.1
+    found = fit_report(report(sure, correct), network(smoothing=own))
     assert found.case == case
     text = str(found)
     assert words in text
     assert found.doubts == () or case == 'varying'
+    assert found.again is None
     if line:
         assert text.endswith(f'\n\nTrain with: {line}')
-    elif case == 'unsure':
-        assert 'No line to copy' in text
-    else:
+    elif case == 'varying':
         config = MollyConfig.from_string(found.aa)
         assert not config.weighted
         assert config.blur_power == pytest.approx(1, abs=0.01)
         assert text.endswith(f'Train with: --aa {found.aa} --smoothing 0.1')
-    assert ('Without training: divide the logits by 1.7' in text) == (case in ('constant', 'unsure'))
-    assert not found.again
+    else:
+        assert 'No line to copy' in text
+        assert ('Training longer may help.' in text) == (case == 'unsure')
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('temperature', [0.6, 1.7])
+def test_a_temperature_is_named_where_it_goes_the_way_of_the_gap(case, temperature):
+    found = fit_report(report(sure, CASES[case][0]), network(smoothing=0.0), temperature)
+    closes = {'constant': 1.7, 'unsure': 0.6}.get(case) == temperature
+    assert (f'Without training: divide the logits by {temperature}' in str(found)) == closes
+
+
+def test_a_gap_at_few_t_is_not_called_unsure():
+    found = fit_report(report(sure, lambda t: sure(t) + 0.2 * (t > 0.88)), network(smoothing=0.0))
+    assert found.case == 'mixed'
+    assert found.aa is None
 
 
 def test_labels_that_do_are_not_doubted():
@@ -149,21 +169,42 @@ def test_labels_that_do_are_not_doubted():
     assert 'chance' not in str(found)
 
 
-def test_a_net_that_its_soft_labels_made_unsure_has_one_thing_to_do():
-    found = fit_report(report(sure, lambda t: sure(t) + 0.1), network('molly', smoothing=0.0), temperature=0.5)
-    assert str(found).split('\n\n', 1)[1] == (
-        'The net is less sure than it is right, by 0.100 on average.\n\n'
-        'But: the net was trained with the labels of molly, not with hard ones.\n\n'
-        'Do this next: train with --aa molly-w --smoothing 0, and fit that. Hard labels show what your data need.'
-    )
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+    ('aa', 'settings'),
+    [
+        (None, {}),
+        (None, {'smoothing': 0.0}),
+        ('rand-m9', {'smoothing': 0.0}),
+        ('molly-k2+rand-m9', {'smoothing': 0.0}),
+        ('molly-mxxnb-w', {'smoothing': 0.1}),
+        ('molly-w', {}),
+        ('molly-w', {'smoothing': 0.0}),
+    ],
+)
+@pytest.mark.parametrize('temperature', [None, 0.6, 1.7])
+def test_one_thing_to_do_is_named(case, aa, settings, temperature):
+    """Whatever the gap and the training: a line, or another training, or that there is neither."""
+    found = fit_report(report(sure, CASES[case][0]), network(aa, **settings), temperature)
+    text = str(found)
+    words = ['Train with: --aa', 'Do this next: train with --aa', 'No line to copy']
+    assert [word in text for word in words].count(True) == 1
+    assert ('Keep its labels' in text) == (case == 'none' and found.aa is not None)
+    if found.again:
+        config, rest = split_aa(found.again)
+        assert config.weighted
+        assert (config.noise_power, config.blur_power) == (1, 1)
+        assert rest == (split_aa(aa)[1] if aa else None)  # the rest of the recipe stays
+        assert 'But: ' in text
+        assert 'divide the logits' not in text
+        assert len(figures.fit(found.report, found).axes) == 2
+    if found.aa:
+        assert found.drawn == (len(figures.fit(found.report, found).axes) == 4) == (case in ('constant', 'varying'))
 
 
-def test_a_gap_that_changes_its_sign_is_called_so():
-    mixed = report(sure, lambda t: sure(t) + (0.1 if t < 0.5 else -0.05))
-    text = str(fit_report(mixed, network()))
-    rms = np.sqrt(np.mean([0.1**2 if t < 0.5 else 0.05**2 for t in T]))
-    assert f'at some t and surer at others, by {rms:.3f} (rms over t). Train it longer.' in text
-    assert 'No line to copy' in text
+def test_smoothing_that_is_not_known_is_added_to():
+    found = fit_report(report(sure, smoothed(sure, lambda t: 0.3)), network('molly-w'))
+    assert str(found).endswith('Train with: --aa molly-w, and with 0.3 more --smoothing than this time')
 
 
 def test_few_images_make_no_gap_of_chance():
@@ -191,29 +232,38 @@ def test_the_smoothing_is_drawn_where_there_is_a_gap():
     [
         ('molly-w', {'smoothing': 0.0}, [], True),
         ('molly-k1000+rand-m9', {'smoothing': 0.0}, [], True),
-        ('molly-k2', {'smoothing': 0.0}, ['the net was trained with the labels of molly-k2, not with hard ones'], True),
         ('rand-m9', {'smoothing': 0.0}, ['the net was trained without molly'], False),
         (None, {'epochs': 1}, ['the net was trained without molly'], False),
-        (None, {}, ['nothing says whether the net was trained with molly'], True),
+        (None, {}, ['nothing says whether the net was trained with molly'], False),
     ],
 )
-def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(aa, settings, doubts, answered):
-    found = fit_report(report(sure, smoothed(sure, lambda t: 0.3)), network(aa, **settings))
+@pytest.mark.parametrize('gap', [smoothed(sure, lambda t: 0.3), sure])
+def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(aa, settings, doubts, answered, gap):
+    found = fit_report(report(sure, gap), network(aa, **settings))
     assert len(found.doubts) == len(doubts)
     assert all(doubt.startswith(words) for doubt, words in zip(found.doubts, doubts, strict=True))
-    text = str(found)
-    again = f'{"Better" if answered else "Do this next"}: train with --aa molly-w --smoothing 0, and fit that.'
-    assert found.again == bool(doubts) == (again in text)
-    assert (found.aa is not None) == answered == ('Train with: ' in text) == ('smoothing that closes it' in text)
-    assert len(figures.fit(found.report, found).axes) == (4 if answered else 2)
-    assert 'No line to copy' not in text  # there is a line, or what to do next
-    if found.aa and aa:
-        assert split_aa(found.aa) == split_aa(aa)  # the rest of the recipe stays
-    assert found.smoothing == (0.3 if answered and 'smoothing' in settings else None)
+    assert (found.aa is not None) == answered == (found.again is None)
+    if found.aa:
+        assert split_aa(found.aa) == split_aa(aa)
+    assert found.smoothing == ((0.0 if gap is sure else 0.3) if answered else None)
+
+
+@pytest.mark.parametrize('case', ['varying', 'unsure', 'mixed'])
+@pytest.mark.parametrize('aa', ['molly', 'molly-k2'])
+def test_soft_labels_do_not_tell_what_hard_ones_would(case, aa):
+    found = fit_report(report(sure, CASES[case][0]), network(aa, smoothing=0.0))
+    assert found.doubts[0] == f'the net was trained with the labels of {aa}, not with hard ones'
+    assert found.again == 'molly-w'
+
+
+def test_a_smoothing_that_makes_a_net_unsure_is_named():
+    found = fit_report(report(sure, lambda t: sure(t) + 0.1), network('molly-w', smoothing=0.1))
+    assert found.doubts == ('the net was trained with --smoothing 0.1',)
+    assert found.again == 'molly-w'
 
 
 def test_powers_that_follow_badly_raise_a_doubt():
-    wild = {t: 0.3 + 0.3 * (i % 2) if t > 0.5 else 0.0 for i, t in enumerate(T)}
+    wild = {t: 0.4 + 0.2 * (i % 2) if t > 0.5 else 0.0 for i, t in enumerate(T)}
     found = fit_report(report(lambda t: 0.9, lambda t: 0.9 - wild[t]), network())
     assert found.case == 'varying'
     assert found.doubts[-1].startswith('even the best powers leave a gap of 0.')
@@ -233,7 +283,7 @@ def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
         gap = [max(0, (c.confidence - 1 + c.error) / (c.confidence - 1 / 3)) for c in cells]
         np.testing.assert_allclose(kept[name]['smoothing'], np.minimum(gap, 1), atol=1e-6)
     assert f'{kept["left"]["none"]:.3f}' in text or kept['case'] == 'unsure'
-    assert f'--aa {kept["aa"] or "molly-w --smoothing 0, and fit that"}' in text
+    assert f'--aa {kept["aa"] or kept["again"]}' in text
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
 

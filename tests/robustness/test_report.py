@@ -255,7 +255,10 @@ def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
 def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):
     (tmp_path / 'args.yaml').write_text('model: resnet50')
     assert main(['compare', str(tmp_path), str(tmp_path)]) == 2
-    assert f'{tmp_path} is a training, not a report: timm-molly validate {tmp_path} measures' in capsys.readouterr().err
+    assert (
+        f'{tmp_path} is a training, not a report: measure it with timm-molly validate {tmp_path} --data-dir'
+        in capsys.readouterr().err
+    )
     made().save(tmp_path, pictures=False)  # as a folder of the Hub has both
     assert Report.load(tmp_path).cells == made().cells
 

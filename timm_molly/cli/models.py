@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = 'list the models in a folder with their figures'
-DESCRIPTION = 'List the models in the folders of a folder, such as hub_cards, with error and calibration.'
+DESCRIPTION = 'List the models in the folders of a folder, with error and calibration, clean and corrupted.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

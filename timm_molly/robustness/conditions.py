@@ -55,7 +55,7 @@ class Condition:
         return self.name, self.level
 
     def __str__(self) -> str:
-        return place_name(self.place)
+        return place_name(self.place) if self.level else self.name
 
 
 class Conditions(Protocol):

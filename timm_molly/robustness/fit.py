@@ -36,7 +36,6 @@ POWERS = (0.05, 1000.0)
 HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
 SMALL = 0.02  # of a gap, in units of confidence; larger where few images leave more to chance
 POOR = 0.05  # of the gap that the best powers leave
-AGAIN = 'train with --aa molly-w --smoothing 0, and fit that'
 SHOWN = (0.2, 0.4, 0.6, 0.8, 1.0)  # t in the table
 
 
@@ -92,7 +91,8 @@ class Fit:
         report: What was measured of clean, noised and blurred images.
         gaps: By degradation.
         case: 'none' (no gap), 'constant' (the same smoothing would close it at every t), 'varying' (a smoothing that
-            depends on t comes nearer) or 'unsure' (the network is less sure than it is right, at some t or all).
+            depends on t comes nearer), 'unsure' (the network is less sure than it is right) or 'mixed' (neither leaves
+            less than half of it).
         left: What is left of the gap, as root mean square over the t: as it is ('none'), with one smoothing
             ('constant'), and with the powers ('varying').
         added: Smoothing that would close the gap at every t best, on top of the training's own.
@@ -100,7 +100,7 @@ class Fit:
         smoothing: The --smoothing to train with; None likewise, and where the training's own is not known.
         temperature: The one that all logits can be divided by instead; None where none can be fitted.
         doubts: What speaks against it, a clause each.
-        again: Whether only a training with hard labels would tell.
+        again: The aa string of a training that would tell, with hard labels and no smoothing; None where this one does.
     """
 
     report: Report
@@ -112,7 +112,7 @@ class Fit:
     smoothing: float | None
     temperature: float | None
     doubts: tuple[str, ...]
-    again: bool
+    again: str | None
 
     @property
     def drawn(self) -> bool:
@@ -122,14 +122,7 @@ class Fit:
     def __str__(self) -> str:
         lines = [self._table(), '', self._verdict()]
         lines += [''] * bool(self.doubts) + [f'But: {doubt}.' for doubt in self.doubts]
-        if self.aa is not None:
-            smoothing = '' if self.smoothing is None else f' --smoothing {self.smoothing:g}'
-            lines.append(f'\nTrain with: --aa {self.aa}{smoothing}')
-        if self.again:
-            lines.append(f'\n{"Better" if self.aa else "Do this next"}: {AGAIN}. Hard labels show what your data need.')
-        elif self.aa is None:
-            lines.append('\nNo line to copy: these figures do not say what labels your data should have.')
-        return '\n'.join(lines)
+        return '\n'.join([*lines, '', self._advice()])
 
     def save(self, folder: str | Path) -> None:
         """Write the report, fit.json and fit.png.
@@ -139,7 +132,7 @@ class Fit:
         """
         folder = make_folder(Path(folder))
         self.report.save(folder)
-        kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added')}
+        kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added', 'again')}
         gaps = {
             name: {**{key: list(getattr(gap, key)) for key in ('t', 'confidence', 'correct')}, 'power': gap.power}
             | {'smoothing': [round(float(value), 6) for value in gap.smoothing]}
@@ -160,27 +153,26 @@ class Fit:
         return aligned(rows)
 
     def _verdict(self) -> str:
-        powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
+        keep = '' if self.again else ' Keep its labels.'
+        if self.case == 'none' and self.left['none'] <= SMALL:
+            return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}.{keep}'
         if self.case == 'none':
             left, images = self.left['none'], self.report.data.images
-            if left <= SMALL:
-                return f'No gap: the net is as sure as it is right, to {left:.3f}. Keep its labels.'
             return (
                 f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f't), and chance alone makes up to {margin(0.5, images):.3f}. Keep its labels, or take more images.'
+                f't), and chance alone makes up to {margin(0.5, images):.3f}.{keep}'
             )
         if self.case == 'unsure':
-            mean = float(np.mean(np.concatenate([gap.left(0.0) for gap in self.gaps.values()])))
-            begin = f'The net is less sure than it is right, by {-mean:.3f} on average.'
-            if -mean < self.left['none'] / 2:
-                begin = (
-                    f'The net is less sure than it is right at some t and surer at others, by {self.left["none"]:.3f} '
-                    f'(rms over t).'
-                )
-            return begin if self.again else f'{begin} Train it longer.{self._temperature()}'
+            return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.{self._temperature()}'
+        if self.case == 'mixed':
+            return (
+                f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over t), in a way that neither '
+                f'one smoothing nor label powers would mend.'
+            )
         begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
         if not self.drawn:
             return begin
+        powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
         constant = f'One smoothing of {self.added:.2g} at every t would leave {self.left["constant"]:.3f} of it'
         varying = f'label powers of {powers} {self.left["varying"]:.3f}'
         if self.case == 'varying':
@@ -188,9 +180,23 @@ class Fit:
         return f'{begin} {constant}, {varying}: smooth all labels alike.{self._temperature()}'
 
     def _temperature(self) -> str:
-        if self.temperature is None:
+        """What one temperature would do without training, where it goes the way that the gap asks for."""
+        if self.again or self.temperature is None or (self.temperature < 1) != (self.case == 'unsure'):
             return ''
         return f' Without training: divide the logits by {self.temperature:.3g}, the temperature that fits best.'
+
+    def _advice(self) -> str:
+        if self.again:
+            return (
+                f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. It shows what your data need.'
+            )
+        if self.aa is not None and self.smoothing is not None:
+            return f'Train with: --aa {self.aa} --smoothing {self.smoothing:g}'
+        if self.aa is not None:
+            more = f', and with {self.added:.2g} more --smoothing than this time' if self.case == 'constant' else ''
+            return f'Train with: --aa {self.aa}{more}'
+        longer = ' Training longer may help.' if self.case == 'unsure' else ''
+        return f'No line to copy: these figures do not say what labels your data should have.{longer}'
 
 
 def fit(
@@ -248,29 +254,40 @@ def fit_report(
         'constant': _rms([gap.left(added) for gap in gaps.values()]),
         'varying': _rms([gap.left(gap.gamma(gap.t)) for gap in gaps.values()]),
     }
-    case = _case(left, added, report.data.images)
+    case = _case(left, _mean(gaps), report.data.images)
     config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
     settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
-    known_plain = config is None and bool(classifier.aa or settings)
-    best = config or MollyConfig(weighted=True)
-    if case == 'varying':
-        powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
-        best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
     own = settings.get('smoothing')
     smoothing = own = float(own) if isinstance(own, (int, float)) else None
     if own is not None and case == 'constant':
         smoothing = round(1 - (1 - own) * (1 - added), 2)
-    answered = not known_plain and case != 'unsure'
+    best = config or MollyConfig()
+    hard = dataclasses.replace(best, weighted=True, noise_power=1, blur_power=1)
+    if case == 'varying':
+        powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
+        best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
+    plain = config is None and bool(classifier.aa or settings)
+    untold = _untold(config, plain, own if case == 'unsure' else None)
+    again = untold is not None and (config is None or case in ('varying', 'unsure', 'mixed'))
     doubts = _doubts_of_images(report, classifier, data_dir)
-    untold = _untold(config, known_plain)
-    again = untold is not None and (known_plain or case != 'none')  # else whatever its labels are, they do
     if untold and again:
         doubts = [untold, *doubts]
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
-    aa = (f'{best}+{rest}' if rest else str(best)) if answered else None
-    smoothing = smoothing if answered else None
-    return Fit(report, gaps, case, left, added, aa, smoothing, temperature, tuple(doubts), again)
+    answered = not again and case not in ('unsure', 'mixed')
+    lines = [f'{each}+{rest}' if rest else str(each) for each in (best, hard)]
+    return Fit(
+        report=report,
+        gaps=gaps,
+        case=case,
+        left=left,
+        added=added,
+        aa=lines[0] if answered else None,
+        smoothing=smoothing if answered else None,
+        temperature=temperature,
+        doubts=tuple(doubts),
+        again=lines[1] if again else None,
+    )
 
 
 def fit_gap(degradation: str, report: Report) -> Gap:
@@ -303,13 +320,19 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
     return float(np.clip(gap @ room / max(room @ room, 1e-12), 0, 0.99))
 
 
-def _case(left: Mapping[str, float], added: float, images: int) -> str:
+def _case(left: Mapping[str, float], mean: float, images: int) -> str:
     small = max(SMALL, margin(0.5, images))
     if left['none'] <= small:
         return 'none'
-    if added == 0:
+    if -mean > left['none'] / 2:
         return 'unsure'
+    if min(left['constant'], left['varying']) > left['none'] / 2:
+        return 'mixed'
     return 'constant' if left['constant'] <= max(small, left['varying']) else 'varying'
+
+
+def _mean(gaps: Mapping[str, Gap]) -> float:
+    return float(np.mean(np.concatenate([gap.left(0.0) for gap in gaps.values()])))
 
 
 def _rms(parts: list[NDArray[np.float64]]) -> float:
@@ -322,16 +345,16 @@ def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
     return np.asarray(config.gamma(degradation[0], at).numpy(), np.float64)
 
 
-def _untold(config: MollyConfig | None, known_plain: bool) -> str | None:
-    """Why this training cannot tell what labels the data need; None where it can."""
-    if known_plain:
+def _untold(config: MollyConfig | None, plain: bool, smoothing: float | None) -> str | None:
+    """Why a training cannot tell what labels the data need; None where it can."""
+    if plain:
         return 'the net was trained without molly, so it shows what noise does to a net that never saw any'
     if config is None:
         return 'nothing says whether the net was trained with molly (--aa says it)'
     powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
     if not config.weighted and min(powers) < HARD:
         return f'the net was trained with the labels of {config}, not with hard ones'
-    return None
+    return f'the net was trained with --smoothing {smoothing:g}' if smoothing else None
 
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:

@@ -513,8 +513,10 @@ class Report:
             UserError: There is none, or it is not a whole report of this version.
         """
         path = Path(path)
-        if is_run(path) and not (path / FILE).exists():
-            raise UserError(f'{path} is a training, not a report: timm-molly validate {path} measures it')
+        if is_run(path) and not any((path / name).exists() for name in (FILE, 'config.json')):  # of the Hub's folders
+            raise UserError(
+                f'{path} is a training, not a report: measure it with timm-molly validate {path} --data-dir IMAGES'
+            )
         path = path / FILE if path.is_dir() else path
         return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
 
@@ -575,7 +577,7 @@ class _Rest:
 def place_name(place: Place) -> str:
     """A place in words: 'clean', 'fog 3', 'noise 0.25'."""
     name, level = place
-    return f'{name} {level:g}' if level else name
+    return name if name == 'clean' else f'{name} {level:g}'
 
 
 def confidence_of(config: MollyConfig, degradation: str, t: float, num_classes: int) -> float:
