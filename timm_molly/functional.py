@@ -29,7 +29,7 @@ def noise(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 
     Args:
         x: Normalised images (B, C, H, W), floating point.
-        t: Temperatures (B,), floating point in [0, 1].
+        t: Strengths (B,), floating point in [0, 1].
         eps: Standard normal noise, shaped as `x`.
 
     Returns:
@@ -61,7 +61,7 @@ def blur(x: Tensor, t: Tensor, min_scale: float = 0.3) -> Tensor:
 
     Args:
         x: Images (B, C, H, W), floating point.
-        t: Temperatures (B,), floating point in [0, 1].
+        t: Strengths (B,), floating point in [0, 1].
         min_scale: Blur at t = 0, in pixels, above 0 and at most max(H, W). The default is the paper's, and hardly
             visible.
 
@@ -91,7 +91,7 @@ def blur_scale(t: Tensor, size: int, min_scale: float = 0.3) -> Tensor:
     """Give the standard deviation of the blur in pixels, `min_scale**(1 - t) * size**t`: log-spaced in t.
 
     Args:
-        t: Temperatures of any shape, floating point in [0, 1].
+        t: Strengths of any shape, floating point in [0, 1].
         size: Longer side of the image, in pixels: the blur at t = 1, which leaves next to nothing but the mean.
         min_scale: Blur at t = 0, in pixels.
 
@@ -114,7 +114,7 @@ def noise_gamma(t: Tensor, power: float = 1.0) -> Tensor:
     """Give the label smoothing that goes with `noise`: `(1 / (1 + SNR))**power = sin(pi t / 2)**(2 power)`.
 
     Args:
-        t: Temperatures of any shape, floating point in [0, 1].
+        t: Strengths of any shape, floating point in [0, 1].
         power: Above 0; the paper's is 1, and a larger one keeps more of the label.
 
     Returns:
@@ -136,7 +136,7 @@ def blur_gamma(t: Tensor, power: float = 1.0) -> Tensor:
     """Give the label smoothing that goes with `blur`: `t**power`.
 
     Args:
-        t: Temperatures of any shape, floating point in [0, 1].
+        t: Strengths of any shape, floating point in [0, 1].
         power: Above 0; the paper's is 1, and a larger one keeps more of the label.
 
     Returns:
@@ -159,7 +159,7 @@ def label_gamma(role: str, t: Tensor, noise_power: float = 1.0, blur_power: floa
 
     Args:
         role: 'x' (clean: none), 'n' (`noise_gamma`), 'b' (`blur_gamma`) or 'e' (nothing but noise: all).
-        t: Temperatures of any shape, floating point in [0, 1].
+        t: Strengths of any shape, floating point in [0, 1].
         noise_power: Label power of noise.
         blur_power: Label power of blur.
 

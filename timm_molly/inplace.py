@@ -18,7 +18,7 @@ def noise_(x: Tensor, t: Tensor, eps: Tensor) -> None:
 
     Args:
         x: Images (B, C, H, W), floating point.
-        t: Temperatures (B,) in [0, 1], at least float32.
+        t: Strengths (B,) in [0, 1], at least float32.
         eps: Standard normal noise, shaped as `x`, of any floating dtype.
     """
     angle = (math.pi / 2 * t)[:, None, None, None]
@@ -30,7 +30,7 @@ def blur_(x: Tensor, t: Tensor, min_scale: float) -> None:
 
     Args:
         x: Images (B, C, H, W), floating point.
-        t: Temperatures (B,) in [0, 1], at least float32.
+        t: Strengths (B,) in [0, 1], at least float32.
         min_scale: Blur at t = 0, in pixels.
     """
     batch_size, channels, height, width = x.shape

@@ -127,7 +127,7 @@ class Mollify:
             x: As in `__call__`, changed in place.
             target: As in `__call__`.
             roles: Letters that the images of a split take in turn, from the first image on.
-            t: Temperatures (B / num_splits,), floating point in [0, 1], on the CPU.
+            t: Strengths (B / num_splits,), floating point in [0, 1], on the CPU.
             rng: Source of the noise; by default torch's generators, as in `__call__`.
 
         Returns:
@@ -176,7 +176,7 @@ class Mollify:
         Args:
             role: 'n', 'b' or 'e'.
             x: Images (B, C, H, W).
-            t: Temperatures (B,) on the device of `x`.
+            t: Strengths (B,) on the device of `x`.
             source: Of the noise, of `noise_source`.
         """
         count = max(1, (CPU_CHUNK if x.device.type == 'cpu' else GPU_CHUNK) // x.shape[1:].numel())

@@ -1,5 +1,6 @@
 """The page of a report: whole in one file, its figures those of the report, and alive in a browser."""
 
+import dataclasses
 import json
 import math
 import re
@@ -7,12 +8,14 @@ import shutil
 import time
 from html import unescape
 
+import numpy as np
 import pytest
 from support.reports import cell, empty, made, mollified
 
 from timm_molly.cli import main
 from timm_molly.robustness import html
 from timm_molly.robustness.compare import compare
+from timm_molly.robustness.report import Bins
 
 pytest.importorskip('bokeh')
 
@@ -90,6 +93,17 @@ def test_a_figure_is_rounded_one_way():
     found = documents(html.page([made(cells={('clean', 0): cell(0.1), ('fog', 1): cell(0.8025)})], ['net']))
     assert '80.2' in strings(found)  # of the heat map
     assert [10.0, 80.2] in lists(found)  # of the table
+
+
+def test_a_bin_of_few_images_is_a_small_point():
+    images = (*[0.0] * 10, 10.0, 20.0, 70.0, 0.0, 100.0)
+    bins = Bins(images, tuple(n / 2 for n in images), tuple(0.8 * n for n in images))
+    shown = made(cells={('fog', 1): dataclasses.replace(cell(0.1, images=200), bins=bins)})
+    plot = html._reliability(html._lines([shown], ['']))
+    (points,) = (each.data_source.data for each in plot.renderers if getattr(each.glyph, 'size', None) == 'size')
+    assert [*points['images']] == [10, 20, 70, 100]
+    areas = (np.asarray(points['size']) - 3) ** 2  # above that of the smallest point
+    np.testing.assert_allclose(areas / areas.sum(), [0.05, 0.1, 0.35, 0.5])
 
 
 def test_names_are_text_and_no_html():
