@@ -61,7 +61,7 @@ def test_a_table_is_no_wider_than_its_terminal_and_holds_every_cell(rows, width)
 
 @pytest.mark.slow
 def test_a_table_fits_a_narrow_terminal_and_is_whole_in_a_pipe():
-    command = [sys.executable, '-m', 'timm_molly', 'models']
+    command = [sys.executable, '-m', 'timm_molly', 'models', 'hub_cards']
     narrow = in_terminal(command, 64)
     piped = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert max(map(len, narrow.splitlines())) <= 64 < max(map(len, piped.splitlines()))

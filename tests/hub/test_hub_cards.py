@@ -53,7 +53,7 @@ def test_it_is_small_and_listed(folder, capsys, monkeypatch):
     assert (folder / 'model.safetensors').stat().st_size <= 5_000_000
     assert f'[{folder.name}]({folder.name}/README.md)' in (FOLDER / 'README.md').read_text()
     monkeypatch.chdir(FOLDER.parent)
-    assert main(['models']) == 0
+    assert main(['models', 'hub_cards']) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f'{folder.name} '))
     report = json.loads((folder / 'report.json').read_text())
     assert f'{report["clean"]["nll"]:.3f}' in row
