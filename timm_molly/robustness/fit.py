@@ -267,14 +267,11 @@ def fit_report(
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
     plain = config is None and bool(classifier.aa or settings)
-    untold = _untold(config, plain, own if case == 'unsure' else None)
-    again = untold is not None and (config is None or case in ('varying', 'unsure', 'mixed'))
-    doubts = _doubts_of_images(report, classifier, data_dir)
-    if untold and again:
-        doubts = [untold, *doubts]
+    untold = _untold(config, plain, case, own)
+    doubts = ([untold] if untold else []) + _doubts_of_images(report, classifier, data_dir)
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
-    answered = not again and case not in ('unsure', 'mixed')
+    answered = not untold and case not in ('unsure', 'mixed')
     lines = [f'{each}+{rest}' if rest else str(each) for each in (best, hard)]
     return Fit(
         report=report,
@@ -286,7 +283,7 @@ def fit_report(
         smoothing=smoothing if answered else None,
         temperature=temperature,
         doubts=tuple(doubts),
-        again=lines[1] if again else None,
+        again=lines[1] if untold else None,
     )
 
 
@@ -345,16 +342,18 @@ def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
     return np.asarray(config.gamma(degradation[0], at).numpy(), np.float64)
 
 
-def _untold(config: MollyConfig | None, plain: bool, smoothing: float | None) -> str | None:
+def _untold(config: MollyConfig | None, plain: bool, case: str, smoothing: float | None) -> str | None:
     """Why a training cannot tell what labels the data need; None where it can."""
     if plain:
         return 'the net was trained without molly, so it shows what noise does to a net that never saw any'
     if config is None:
         return 'nothing says whether the net was trained with molly (--aa says it)'
+    if case in ('none', 'constant'):  # which need the same of any labels: nothing, or more smoothing
+        return None
     powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
     if not config.weighted and min(powers) < HARD:
         return f'the net was trained with the labels of {config}, not with hard ones'
-    return f'the net was trained with --smoothing {smoothing:g}' if smoothing else None
+    return f'the net was trained with --smoothing {smoothing:g}' if smoothing and case == 'unsure' else None
 
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:
