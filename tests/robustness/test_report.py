@@ -259,7 +259,10 @@ def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):
         f'{tmp_path} is a training, not a report: measure it with timm-molly validate {tmp_path} --data-dir'
         in capsys.readouterr().err
     )
-    made().save(tmp_path, pictures=False)  # as a folder of the Hub has both
+    (tmp_path / 'config.json').write_text('{}')  # of the Hub
+    assert main(['compare', str(tmp_path), str(tmp_path)]) == 2
+    assert f'no such report: {tmp_path / "report.json"}' in capsys.readouterr().err
+    made().save(tmp_path, pictures=False)  # as a folder of the Hub may have both
     assert Report.load(tmp_path).cells == made().cells
 
 

@@ -18,7 +18,8 @@ from torch import nn
 from timm_molly import Classifier, MollyConfig, Report, UserError, evaluate
 from timm_molly.cli import main
 from timm_molly.robustness import common
-from timm_molly.robustness.conditions import _as_trained
+from timm_molly.robustness.conditions import _as_trained, held_out
+from timm_molly.robustness.images import images_of
 from timm_molly.robustness.report import Scaled, Temperatures
 from timm_molly.robustness.temperature import fit_temperature
 
@@ -101,6 +102,11 @@ def pictures(seed, n):
 @pytest.fixture
 def classifier():
     return Classifier(Brightness(), input_size=(3, 32, 32), mean=(0.0,), std=(1.0,))
+
+
+def test_what_it_is_fitted_on_is_named_without_a_level(classifier):
+    conditions, _ = held_out(images_of(pictures(0, 4), classifier.img_mode), classifier, 1)
+    assert [str(each) for each in conditions] == ['clean', 'trained']
 
 
 def test_cells_have_nll_and_ece_after_each_temperature(classifier, tmp_path):
