@@ -254,6 +254,11 @@ def test_soft_labels_do_not_tell_what_hard_ones_would(case, aa):
     assert found.again == 'molly-w'
 
 
+def test_soft_labels_that_lack_the_same_at_every_t_are_smoothed():
+    found = fit_report(report(sure, CASES['constant'][0]), network('molly-k2', smoothing=0.0))
+    assert str(found).endswith('Train with: --aa molly-k2 --smoothing 0.3')
+
+
 def test_a_smoothing_that_makes_a_net_unsure_is_named():
     found = fit_report(report(sure, lambda t: sure(t) + 0.1), network('molly-w', smoothing=0.1))
     assert found.doubts == ('the net was trained with --smoothing 0.1',)
