@@ -2,20 +2,26 @@
 
     python recipes/studies/tell.py
 
-It fills tables whose first head links to a study. A line begins with a row of it, `crop_flip+molly`, or with two,
-`crop_flip+molly less crop_flip`: the mean of their differences, seed by seed, in bold where its 95 % interval over the
-seeds (Student's t) leaves 0 out. A head names a figure, `corrupted error %`.
+It fills tables whose first head links to a study; the other heads name figures, `corrupted error %`. A line begins with
+- a row of the study, `crop_flip+molly`;
+- two, `crop_flip+molly less crop_flip`: the mean of their differences, seed by seed, in bold where its 95 % interval
+  over the seeds (Student's t) leaves 0 out;
+- a row at a clean error, `crop_flip+molly at 16 %`: where its curve is there. The curve joins the runs of seed 0 that
+  differ from the row in strength alone by straight lines, and begins at the one without molly.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import t
 
+from timm_molly.config import MollyConfig
 from timm_molly.study import results
 
 RECIPES = Path(__file__).parents[1]
@@ -45,7 +51,7 @@ def line(study: dict[str, Any], name: str, heads: list[str]) -> list[str]:
     first, _, second = name.partition(' less ')
     rows = {row['name']: row for row in results.rows(study, second or None)}
     row = rows.get(first)
-    values = row['differences' if second else 'values'] if row else {}
+    values = row['differences' if second else 'values'] if row else along(study, name)
     known = {key.lower(): value for key, value in values.items()}
     cells = [name]
     for head in heads:
@@ -54,6 +60,33 @@ def line(study: dict[str, Any], name: str, heads: list[str]) -> list[str]:
         text = results.said(value, figure, sign=bool(second))
         cells.append(f'**{text}**' if second and row and value and sure(value, len(row['shared'])) else text)
     return cells
+
+
+def along(study: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the figures of a row at a clean error, between its strengths; none if that is outside of them."""
+    of, _, clean = name.partition(' at ')
+    row = next((run for run in study['runs'] if run['row'] == of), None)
+    if not (row and clean):
+        return {}
+    curve = [
+        run['figures']
+        for run in study['runs']
+        if run['seed'] == 0 and run['recipe'] == row['recipe'] and labels(run['molly']) in (None, labels(row['molly']))
+    ]
+    curve.sort(key=lambda figures: figures['clean error'])
+    places = [figures['clean error'] for figures in curve]
+    at = float(clean.removesuffix(' %')) / 100
+    if not places[0] <= at <= places[-1]:
+        return {}
+    return {key: {'mean': np.interp(at, places, [run[key] for run in curve]), 'se': None} for key in curve[0]}
+
+
+def labels(molly: str | None) -> dict[str, Any] | None:
+    """The settings of an aa string but for how strong it is; None without molly."""
+    if molly is None:
+        return None
+    config = MollyConfig.from_string(molly)
+    return {**asdict(config), 'beta': None, 'roles': set(config.roles)}
 
 
 def sure(value: dict[str, Any], seeds: int) -> bool:

@@ -128,6 +128,40 @@ def test_empty_tables_are_filled():
         assert tell['TABLE'].sub(lambda found: tell['fill'](found[0], found[1]), empty) == text
 
 
+def test_labels_are_compared_at_one_clean_error_along_their_strengths():
+    along = runpy.run_path(str(STUDIES / 'tell.py'))['along']
+
+    def run(molly, clean, corrupted, seed=0, recipe='crop_flip'):
+        row = f'{recipe}+{molly}' if molly else recipe
+        figures = {'clean error': clean, 'corrupted error': corrupted}
+        return {'row': row, 'recipe': recipe, 'molly': molly, 'seed': seed, 'figures': figures}
+
+    curve = [
+        run('molly', 0.2, 0.3),
+        run(None, 0.1, 0.4),
+        run('molly-b4-mxxnb', 0.12, 0.38),
+        run('molly-b9', 0.15, 0.32),
+    ]
+    others = [
+        run('molly-w', 0.14, 0.1),
+        run('molly-k2', 0.16, 0.1),
+        run('molly-mxn', 0.17, 0.1),
+        run('molly', 0.18, 0, 1),
+    ]
+    study = {'runs': [*others, *curve, run('molly', 0.13, 0, recipe='augmix')]}
+
+    def corrupted(name):
+        return {key: value['mean'] for key, value in along(study, name).items()}.get('corrupted error')
+
+    for each in curve:  # where a run is, the figures are its own
+        at = 100 * each['figures']['clean error']
+        assert corrupted(f'crop_flip+molly at {at:g} %') == pytest.approx(each['figures']['corrupted error'])
+    assert corrupted('crop_flip+molly at 16 %') == pytest.approx(0.8 * 0.32 + 0.2 * 0.3)
+    assert corrupted('crop_flip+molly-w at 12 %') == pytest.approx((0.4 + 0.1) / 2)  # the one without molly begins it
+    assert corrupted('crop_flip+molly at 21 %') is corrupted('crop_flip+molly at 9 %') is None  # nothing is invented
+    assert along(study, 'crop_flip+molly-k100 at 16 %') == along(study, 'crop_flip+molly-k100') == {}
+
+
 def test_the_figure_has_a_point_for_each_run_where_its_figures_are():
     script = runpy.run_path(str(STUDIES / 'figure.py'))
     studies = [read(STUDIES / name) for name in script['STUDIES']]
