@@ -420,7 +420,13 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
     if path.exists():
         if revision or token:
             raise UserError(f'{place} is a folder, which has no revision and needs no token')
-        trained = path.is_file() or (training.is_run(path) and not (path / CONFIG).is_file())
+        pushed = (path / CONFIG).is_file()
+        trained = path.is_file() or (training.is_run(path) and not pushed)
+        if not (pushed or trained):
+            raise UserError(
+                f'{path} has neither {CONFIG}, as timm-molly push writes it, nor a checkpoint of train.py: '
+                f'is the model in a folder below it?'
+            )
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
     return Classifier.from_hub(str(place), revision, token)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import timm_molly
-from timm_molly.functional import blur, noise
+from timm_molly.functional import blur, blur_scale, noise
 from timm_molly.preview import save_figure
 
 HERE = Path(__file__).parent
@@ -32,14 +32,15 @@ def main() -> None:
     t = torch.tensor(T)
     eps = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0)).expand_as(x)
     rows = {'noise': noise(x, t, eps), 'blur': blur(x, t)}
+    widths = blur_scale(t, x.shape[-1])
     mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
     figure = Figure(figsize=(1.22 * len(T) + 1, 3.7), dpi=150)
     axes = figure.subplots(len(rows), len(T))
     for (name, images), line in zip(rows.items(), axes, strict=True):
-        for image, at, ax in zip(images, T, line, strict=True):
+        for image, at, width, ax in zip(images, T, widths, line, strict=True):
             ax.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy(), interpolation='nearest')
             ax.set_axis_off()
-            ax.set_title(f't = {at:g}' if ax in axes[0] else '', fontsize=8)
+            ax.set_title(f't = {at:g}' if name == 'noise' else f'{width:.1f} px', fontsize=8)
         line[0].text(-0.12, 0.5, name, ha='right', va='center', fontsize=10, transform=line[0].transAxes)
         for i, (label, classifier) in enumerate(networks.items()):
             style = dict(ha='center', va='center', fontsize=9, color=NETWORKS[label][1])

@@ -2,7 +2,8 @@
 
     python recipes/studies/tell.py
 
-It fills tables whose first head links to a study; the other heads name figures, `corrupted error %`. A line begins with
+It fills tables whose first head links to a study; the other heads name figures, `corrupted error %`, `fog error %`. A
+line begins with
 - a row of the study, `crop_flip+molly`;
 - two, `crop_flip+molly less crop_flip`: the mean of their differences, seed by seed, in bold where its 95 % interval
   over the seeds (Student's t) leaves 0 out;
@@ -40,6 +41,8 @@ def main() -> None:
 def fill(table: str, study: str) -> str:
     """Return a table of a page with its figures."""
     found = json.loads((RECIPES / 'studies' / study / 'study.json').read_text())
+    for run in found['runs']:
+        run['figures'] |= {f'{name} error': each['error'] for name, each in run['corruptions'].items()}
     head, rule, *lines = table.splitlines()
     heads = [each.strip() for each in head.strip('|').split('|')][1:]
     filled = [f'| {" | ".join(line(found, text.strip("|").split("|")[0].strip(), heads))} |' for text in lines]

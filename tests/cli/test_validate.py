@@ -647,7 +647,7 @@ def test_grey_models_and_rectangular_inputs_are_measured(flags, tmp_path, capsys
         report = run(*wide, output=tmp_path / str(width))
         assert report['benchmark']['image_size'] == [32, width]
     assert main(['compare', str(tmp_path / '48'), str(tmp_path / '64'), '-o', str(tmp_path / 'x')]) == 2
-    assert 'measured different things: image_size: [32, 48], [32, 64]' in capsys.readouterr().err
+    assert 'measured different things, so measure both alike: image_size: [32, 48], [32, 64]' in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys, monkeypatch):

@@ -705,6 +705,13 @@ def test_names_of_nothing(hub, name):
         timm_molly.load(name)
 
 
+def test_the_folder_above_a_model_is_named(run):
+    with pytest.raises(
+        ValueError, match=r'neither config\.json, .* nor a checkpoint .* is the model in a folder below it'
+    ):
+        timm_molly.load(run.parent)
+
+
 def test_a_folder_has_no_revision(out):
     with pytest.raises(ValueError, match='is a folder, which has no revision'):
         timm_molly.load(out, revision='main')

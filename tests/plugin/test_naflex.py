@@ -192,7 +192,7 @@ def test_mixup_of_naflex_stacks(dataset, caplog):
 
     with caplog.at_level('INFO', 'timm_molly'):
         loader = make(dataset, 'molly', mixup_fn=NaFlexMixup(num_classes=2, mixup_alpha=0.2, cutmix_alpha=1.0))
-    assert 'Stacks with: mixup 0.2, cutmix 1.' in caplog.text
+    assert "Stacks with: timm's basic augmentation, mixup 0.2, cutmix 1." in caplog.text
     for _, target in loader:
         torch.testing.assert_close(target.sum(1), torch.ones(len(target)))
 

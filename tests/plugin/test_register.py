@@ -117,7 +117,7 @@ def test_one_line_of_the_log_says_what_is_on(make, image_folder, caplog):
         'Mollification is on: molly-mxxn-b4-k2 (roles x x n, t ~ Beta(1, 4), label power 2 for noise, 2 for blur). '
         'Stacks with: rand-m9, random erasing 0.6, 3 augmentation splits.',
         'Mollification is on: molly (roles x n b, t ~ Beta(1, 2), label power 1 for noise, 1 for blur). '
-        'Stacks with: mixup 0.2, cutmix 1.',
+        "Stacks with: timm's basic augmentation, mixup 0.2, cutmix 1.",
     ]
     assert {record.levelname for record in caplog.records} == {'INFO'}
 

@@ -85,7 +85,8 @@ def measured(folder):
     """Figures of a study by row, figure and seed."""
     found = {}
     for run in read(folder)['runs']:
-        for name, value in run['figures'].items():
+        errors = {f'{name} error': each['error'] for name, each in run['corruptions'].items()}
+        for name, value in (run['figures'] | errors).items():
             found.setdefault(run['row'], {}).setdefault(name.lower(), {})[run['seed']] = value
     return found
 

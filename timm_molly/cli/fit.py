@@ -10,7 +10,7 @@ from timm_molly.cli import flags
 HELP = 'find the labels for your data'
 DESCRIPTION = (
     'Compare how sure a net is with how often it is right, at each t of noise and blur, on images that it was not '
-    'trained on, and say what labels would close the gap. The net is best trained with --aa molly-w --smoothing 0.'
+    'trained on, and say what labels would close the gap, or which training would tell.'
 )
 RESUMABLE = True
 

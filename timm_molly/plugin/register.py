@@ -242,14 +242,14 @@ def _stack(options: dict[str, Any]) -> str:
     mixup: Any = options.get('collate_fn') or options.get('mixup_fn')
     smoothing = getattr(of_script('args'), 'smoothing', 0)
     parts = [
-        options['auto_augment'],
+        options['auto_augment'] or "timm's basic augmentation",
         getattr(mixup, 'mixup_alpha', 0) and f'mixup {mixup.mixup_alpha:g}',
         getattr(mixup, 'cutmix_alpha', 0) and f'cutmix {mixup.cutmix_alpha:g}',
         options['re_prob'] and f'random erasing {options["re_prob"]:g}',
         options['num_aug_splits'] and f'{options["num_aug_splits"]} augmentation splits',
         smoothing > 1e-6 and f'label smoothing {smoothing:g} (--smoothing 0 for none, as the paper has it)',
     ]
-    return ', '.join(part for part in parts if part) or "timm's basic augmentation"
+    return ', '.join(part for part in parts if part)
 
 
 def _drops_bce() -> bool:

@@ -131,7 +131,7 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
     for letter, report in zip(letters[1:], reports[1:], strict=False):
         different = differences(measured(reports[0]), measured(report))
         if different:
-            raise UserError(f'A and {letter} measured different things: {"; ".join(different)}')
+            raise UserError(f'A and {letter} measured different things, so measure both alike: {"; ".join(different)}')
     return Comparison(tuple(reports), tuple(names))
 
 

@@ -35,7 +35,7 @@ except ImportError as error:
 POWERS = (0.05, 1000.0)
 HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
 SMALL = 0.02  # of a gap, in units of confidence; larger where few images leave more to chance
-POOR = 0.05  # of the gap that the best powers leave
+POOR = 0.05  # of the gap that the best powers leave, or that chance makes
 SHOWN = (0.2, 0.4, 0.6, 0.8, 1.0)  # t in the table
 
 
@@ -100,7 +100,9 @@ class Fit:
         smoothing: The --smoothing to train with; None likewise, and where the training's own is not known.
         temperature: The one that all logits can be divided by instead; None where none can be fitted.
         doubts: What speaks against it, a clause each.
-        again: The aa string of a training that would tell, with hard labels and no smoothing; None where this one does.
+        again: The aa string of a training without smoothing to fit next: with hard labels, where this one cannot tell,
+            with ones that keep more confidence, where its own leave the network unsure; None where neither is so.
+        because: What `again` is for, a sentence.
     """
 
     report: Report
@@ -113,6 +115,7 @@ class Fit:
     temperature: float | None
     doubts: tuple[str, ...]
     again: str | None
+    because: str | None
 
     @property
     def drawn(self) -> bool:
@@ -154,13 +157,13 @@ class Fit:
 
     def _verdict(self) -> str:
         keep = '' if self.again else ' Keep its labels.'
-        if self.case == 'none' and self.left['none'] <= SMALL:
+        if self.case == 'none' and self.left['none'] <= SMALL and not _few(self.report):
             return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}.{keep}'
         if self.case == 'none':
             left, images = self.left['none'], self.report.data.images
             return (
                 f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f't), and chance alone makes up to {margin(0.5, images):.3f}.{keep}'
+                f't), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
             )
         if self.case == 'unsure':
             return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.{self._temperature()}'
@@ -177,6 +180,9 @@ class Fit:
         varying = f'label powers of {powers} {self.left["varying"]:.3f}'
         if self.case == 'varying':
             return f'{begin} {constant}, {varying}: the labels should depend on t.'
+        if self.left['constant'] > self.left['varying']:
+            small, images = self.left['constant'] <= SMALL, self.report.data.images
+            varying = 'which is little' if small else f'no more than chance makes among {images} images'
         return f'{begin} {constant}, {varying}: smooth all labels alike.{self._temperature()}'
 
     def _temperature(self) -> str:
@@ -187,9 +193,7 @@ class Fit:
 
     def _advice(self) -> str:
         if self.again:
-            return (
-                f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. It shows what your data need.'
-            )
+            return f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. {self.because}'
         if self.aa is not None and self.smoothing is not None:
             return f'Train with: --aa {self.aa} --smoothing {self.smoothing:g}'
         if self.aa is not None:
@@ -254,7 +258,7 @@ def fit_report(
         'constant': _rms([gap.left(added) for gap in gaps.values()]),
         'varying': _rms([gap.left(gap.gamma(gap.t)) for gap in gaps.values()]),
     }
-    case = _case(left, _mean(gaps), report.data.images)
+    case = _case(left, _mean(gaps), max(SMALL, _chance(report)))
     config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
     settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
     own = settings.get('smoothing')
@@ -262,28 +266,34 @@ def fit_report(
     if own is not None and case == 'constant':
         smoothing = round(1 - (1 - own) * (1 - added), 2)
     best = config or MollyConfig()
-    hard = dataclasses.replace(best, weighted=True, noise_power=1, blur_power=1)
     if case == 'varying':
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
     plain = config is None and bool(classifier.aa or settings)
-    untold = _untold(config, plain, case, own)
+    untold = _untold(config, plain, case)
+    again = _again(config or MollyConfig(), bool(untold), case, own)
     doubts = ([untold] if untold else []) + _doubts_of_images(report, classifier, data_dir)
+    if case != 'none' and _few(report):
+        doubts.append(f'{report.data.images} images are few: chance alone makes up to {_chance(report):.3f}')
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
     answered = not untold and case not in ('unsure', 'mixed')
-    lines = [f'{each}+{rest}' if rest else str(each) for each in (best, hard)]
+
+    def line(config: MollyConfig | None, wanted: object) -> str | None:
+        return (f'{config}+{rest}' if rest else str(config)) if config and wanted else None
+
     return Fit(
         report=report,
         gaps=gaps,
         case=case,
         left=left,
         added=added,
-        aa=lines[0] if answered else None,
+        aa=line(best, answered),
         smoothing=smoothing if answered else None,
         temperature=temperature,
         doubts=tuple(doubts),
-        again=lines[1] if untold else None,
+        again=line(again, True),
+        because='It shows what your data need.' if untold else 'Its labels keep more confidence.' if again else None,
     )
 
 
@@ -317,8 +327,7 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
     return float(np.clip(gap @ room / max(room @ room, 1e-12), 0, 0.99))
 
 
-def _case(left: Mapping[str, float], mean: float, images: int) -> str:
-    small = max(SMALL, margin(0.5, images))
+def _case(left: Mapping[str, float], mean: float, small: float) -> str:
     if left['none'] <= small:
         return 'none'
     if -mean > left['none'] / 2:
@@ -326,6 +335,15 @@ def _case(left: Mapping[str, float], mean: float, images: int) -> str:
     if min(left['constant'], left['varying']) > left['none'] / 2:
         return 'mixed'
     return 'constant' if left['constant'] <= max(small, left['varying']) else 'varying'
+
+
+def _chance(report: Report) -> float:
+    """What chance makes of a gap."""
+    return margin(0.5, report.data.images)
+
+
+def _few(report: Report) -> bool:
+    return _chance(report) > POOR
 
 
 def _mean(gaps: Mapping[str, Gap]) -> float:
@@ -342,18 +360,32 @@ def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
     return np.asarray(config.gamma(degradation[0], at).numpy(), np.float64)
 
 
-def _untold(config: MollyConfig | None, plain: bool, case: str, smoothing: float | None) -> str | None:
+def _untold(config: MollyConfig | None, plain: bool, case: str) -> str | None:
     """Why a training cannot tell what labels the data need; None where it can."""
     if plain:
         return 'the net was trained without molly, so it shows what noise does to a net that never saw any'
     if config is None:
         return 'nothing says whether the net was trained with molly (--aa says it)'
-    if case in ('none', 'constant'):  # which need the same of any labels: nothing, or more smoothing
-        return None
-    powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
-    if not config.weighted and min(powers) < HARD:
+    if case in ('varying', 'mixed') and not _hard(config):
         return f'the net was trained with the labels of {config}, not with hard ones'
-    return f'the net was trained with --smoothing {smoothing:g}' if smoothing and case == 'unsure' else None
+    return None
+
+
+def _again(config: MollyConfig, untold: bool, case: str, smoothing: float | None) -> MollyConfig | None:
+    """What to train with, without smoothing, and fit next; None where this training has told all it can."""
+    if untold:
+        return dataclasses.replace(config, weighted=True, noise_power=1, blur_power=1)
+    if case != 'unsure' or (_hard(config) and not smoothing):
+        return None
+    if smoothing:  # the same without it
+        return config
+    return dataclasses.replace(config, noise_power=2 * config.noise_power, blur_power=2 * config.blur_power)
+
+
+def _hard(config: MollyConfig) -> bool:
+    """Whether labels keep their confidence, in the roles that there are."""
+    powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
+    return config.weighted or min(powers) >= HARD
 
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:
