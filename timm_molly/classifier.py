@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from timm_molly import training
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.errors import UserError
+from timm_molly.errors import HubError, UserError
 from timm_molly.hub.folder import ABOUT, CONFIG, TAG, check_arguments, read_folder
 from timm_molly.plugin.register import add_models
 from timm_molly.training import DATA_KEYS, Training
@@ -428,7 +428,10 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
                 f'is the model in a folder below it?'
             )
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
-    return Classifier.from_hub(str(place), revision, token)
+    try:
+        return Classifier.from_hub(str(place), revision, token)
+    except HubError as error:
+        raise HubError(f'{error} (there is no folder {path} here, so it was looked for on the Hub)') from error
 
 
 @contextmanager

@@ -154,7 +154,10 @@ def test_each_case_says_what_it_is_and_what_to_train_with(case):
 def test_a_temperature_is_named_where_it_goes_the_way_of_the_gap(case, temperature):
     found = fit_report(report(sure, CASES[case][0]), network(smoothing=0.0), temperature)
     closes = {'constant': 1.7, 'unsure': 0.6}.get(case) == temperature
-    assert (f'Without training: divide the logits by {temperature}' in str(found)) == closes
+    assert (f'Do this next: divide the logits by {temperature}, the temperature' in str(found)) == closes
+    also = 'Training with --aa molly-w and --smoothing 0.3 would close the gap too' in str(found)
+    assert also == (closes and case == 'constant')
+    assert 'more would close' in str(fit_report(found.report, network(), temperature)) or not also
 
 
 def test_a_gap_at_few_t_is_not_called_unsure():
@@ -187,7 +190,7 @@ def test_one_thing_to_do_is_named(case, aa, settings, temperature):
     """Whatever the gap and the training: a line, or another training, or that there is neither."""
     found = fit_report(report(sure, CASES[case][0]), network(aa, **settings), temperature)
     text = str(found)
-    words = ['Train with: --aa', 'Do this next: train with --aa', 'No line to copy']
+    words = ['Train with: --aa', 'Do this next: train with --aa', 'Do this next: divide the logits', 'No line to copy']
     assert [word in text for word in words].count(True) == 1
     assert ('Keep its labels' in text) == (case == 'none' and found.aa is not None)
     if found.again:
@@ -289,8 +292,8 @@ def test_an_unsure_net_gets_labels_that_keep_more_confidence(aa, settings, again
 @pytest.mark.parametrize(
     ('images', 'constant', 'varying', 'reason'),
     [
-        (100_000, 0.015, 0.01, ', which is little: smooth'),
-        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: smooth'),
+        (100_000, 0.015, 0.01, ', which is little: all'),
+        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: all'),
         (1500, 0.01, 0.02, ', label powers of '),
     ],
 )
@@ -299,7 +302,7 @@ def test_why_all_labels_are_smoothed_alike_is_said(images, constant, varying, re
     found = fit_report(report(sure, CASES['constant'][0], images=images), network(smoothing=0.0))
     text = str(dataclasses.replace(found, left={**found.left, 'constant': constant, 'varying': varying}))
     assert f'would leave {constant:.3f} of it{reason}' in text
-    assert 'smooth all labels alike' in text
+    assert 'all lack the same' in text
 
 
 @pytest.mark.parametrize('case', CASES)

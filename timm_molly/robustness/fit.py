@@ -166,7 +166,7 @@ class Fit:
                 f't), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
             )
         if self.case == 'unsure':
-            return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.{self._temperature()}'
+            return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.'
         if self.case == 'mixed':
             return (
                 f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over t), in a way that neither '
@@ -183,22 +183,24 @@ class Fit:
         if self.left['constant'] > self.left['varying']:
             small, images = self.left['constant'] <= SMALL, self.report.data.images
             varying = 'which is little' if small else f'no more than chance makes among {images} images'
-        return f'{begin} {constant}, {varying}: smooth all labels alike.{self._temperature()}'
-
-    def _temperature(self) -> str:
-        """What one temperature would do without training, where it goes the way that the gap asks for."""
-        if self.again or self.temperature is None or (self.temperature < 1) != (self.case == 'unsure'):
-            return ''
-        return f' Without training: divide the logits by {self.temperature:.3g}, the temperature that fits best.'
+        return f'{begin} {constant}, {varying}: all lack the same.'
 
     def _advice(self) -> str:
         if self.again:
             return f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. {self.because}'
+        if self.case == 'constant' and self.aa is not None and self.temperature is not None and self.temperature > 1:
+            more = f'--smoothing {self.added:.2g} more' if self.smoothing is None else f'--smoothing {self.smoothing:g}'
+            return (
+                f'Do this next: divide the logits by {self.temperature:.3g}, the temperature that fits best. Training '
+                f'with --aa {self.aa} and {more} would close the gap too; in our study it led to a higher NLL.'
+            )
         if self.aa is not None and self.smoothing is not None:
             return f'Train with: --aa {self.aa} --smoothing {self.smoothing:g}'
         if self.aa is not None:
             more = f', and with {self.added:.2g} more --smoothing than this time' if self.case == 'constant' else ''
             return f'Train with: --aa {self.aa}{more}'
+        if self.case == 'unsure' and self.temperature is not None and self.temperature < 1:
+            return f'Do this next: divide the logits by {self.temperature:.3g}, the temperature that fits best.'
         longer = ' Training longer may help.' if self.case == 'unsure' else ''
         return f'No line to copy: these figures do not say what labels your data should have.{longer}'
 
