@@ -40,7 +40,11 @@ def result(logits, target, batch):
 def test_the_metrics_are_their_definitions_however_batched(seed, n, k, scale, batch):
     logits, target = draw(seed, n, k, scale)
     found = result(logits, target, batch)
+    confidence = logits.double().softmax(1).amax(1).sort().values
+    ranked = not (confidence.diff() < 1e-12).any()  # between nearly equal ones rounding decides, here or there
     for name, value in independent(logits, target.numpy()).items():
+        if name in ('aurc', 'e_aurc') and not ranked:
+            continue
         assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True)
     assert found.images == n
     assert sum(found.bins.images) == n
