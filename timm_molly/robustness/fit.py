@@ -188,19 +188,19 @@ class Fit:
     def _advice(self) -> str:
         if self.again:
             return f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. {self.because}'
-        if self.case == 'constant' and self.aa is not None and self.temperature is not None and self.temperature > 1:
-            more = f'--smoothing {self.added:.2g} more' if self.smoothing is None else f'--smoothing {self.smoothing:g}'
-            return (
-                f'Do this next: divide the logits by {self.temperature:.3g}, the temperature that fits best. Training '
-                f'with --aa {self.aa} and {more} would close the gap too; in our study it led to a higher NLL.'
-            )
-        if self.aa is not None and self.smoothing is not None:
-            return f'Train with: --aa {self.aa} --smoothing {self.smoothing:g}'
+        by = self.temperature or 1.0
+        divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits best.'
         if self.aa is not None:
-            more = f', and with {self.added:.2g} more --smoothing than this time' if self.case == 'constant' else ''
-            return f'Train with: --aa {self.aa}{more}'
-        if self.case == 'unsure' and self.temperature is not None and self.temperature < 1:
-            return f'Do this next: divide the logits by {self.temperature:.3g}, the temperature that fits best.'
+            flags = f'--aa {self.aa}'
+            if self.smoothing is not None:
+                flags += f' --smoothing {self.smoothing:g}'
+            elif self.case == 'constant':
+                flags += f', and with {self.added:.2g} more --smoothing than this time'
+            if self.case == 'constant' and by > 1:
+                return f'{divide} Training with {flags} would close the gap too, but in our study with a higher NLL.'
+            return f'Train with: {flags}'
+        if self.case == 'unsure' and by < 1:
+            return divide
         longer = ' Training longer may help.' if self.case == 'unsure' else ''
         return f'No line to copy: these figures do not say what labels your data should have.{longer}'
 
@@ -268,33 +268,29 @@ def fit_report(
     if own is not None and case == 'constant':
         smoothing = round(1 - (1 - own) * (1 - added), 2)
     best = config or MollyConfig()
+    plain = config is None and bool(classifier.aa or settings)
+    untold = _untold(config, plain, case)
+    again = _again(best, bool(untold), case, own)
     if case == 'varying':
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
-    plain = config is None and bool(classifier.aa or settings)
-    untold = _untold(config, plain, case)
-    again = _again(config or MollyConfig(), bool(untold), case, own)
     doubts = ([untold] if untold else []) + _doubts_of_images(report, classifier, data_dir)
     if case != 'none' and _few(report):
         doubts.append(f'{report.data.images} images are few: chance alone makes up to {_chance(report):.3f}')
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
     answered = not untold and case not in ('unsure', 'mixed')
-
-    def line(config: MollyConfig | None, wanted: object) -> str | None:
-        return (f'{config}+{rest}' if rest else str(config)) if config and wanted else None
-
     return Fit(
         report=report,
         gaps=gaps,
         case=case,
         left=left,
         added=added,
-        aa=line(best, answered),
+        aa=_line(best, rest) if answered else None,
         smoothing=smoothing if answered else None,
         temperature=temperature,
         doubts=tuple(doubts),
-        again=line(again, True),
+        again=_line(again, rest) if again else None,
         because='It shows what your data need.' if untold else 'Its labels keep more confidence.' if again else None,
     )
 
@@ -382,6 +378,11 @@ def _again(config: MollyConfig, untold: bool, case: str, smoothing: float | None
     if smoothing:  # the same without it
         return config
     return dataclasses.replace(config, noise_power=2 * config.noise_power, blur_power=2 * config.blur_power)
+
+
+def _line(config: MollyConfig, rest: str | None) -> str:
+    """The aa string with which the rest of a recipe stays."""
+    return f'{config}+{rest}' if rest else str(config)
 
 
 def _hard(config: MollyConfig) -> bool:
