@@ -69,7 +69,7 @@ def along(study: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the figures of a row at a clean error, between its strengths; none if that is outside of them."""
     of, _, clean = name.partition(' at ')
     row = next((run for run in study['runs'] if run['row'] == of), None)
-    if not (row and clean):
+    if not row:
         return {}
     curve = [
         run['figures']
