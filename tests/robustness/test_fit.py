@@ -270,7 +270,9 @@ def test_soft_labels_that_lack_the_same_at_every_t_are_smoothed():
     [
         ('molly', {'smoothing': 0.0}, 'molly-k2'),
         ('molly', {'smoothing': None}, 'molly-k2'),
-        ('molly-b4-k2+rand-m9', {'smoothing': 0.0}, 'molly-b4-k4+rand-m9'),
+        ('molly-b4+rand-m9', {'smoothing': 0.0}, 'molly-b4-k2+rand-m9'),
+        ('molly-b4-k2+rand-m9', {'smoothing': 0.0}, 'molly-w-b4+rand-m9'),
+        ('molly-mxn-kn2', {'smoothing': 0.0}, 'molly-w-mxn'),
         ('molly-kn3', {'smoothing': 0.0}, 'molly-kn6-kb2'),
         ('molly-mxn-kb100', {'smoothing': 0.0}, 'molly-mxn-kn2-kb200'),
         ('molly-mxb-kb100', {'smoothing': 0.0}, None),
@@ -281,7 +283,7 @@ def test_soft_labels_that_lack_the_same_at_every_t_are_smoothed():
     ],
 )
 def test_an_unsure_net_gets_labels_that_keep_more_confidence(aa, settings, again):
-    """First without the smoothing, then with twice the label powers."""
+    """First without the smoothing, then with twice the label powers, then with hard labels."""
     found = fit_report(report(sure, lambda t: sure(t) + 0.1), network(aa, **settings))
     assert (found.case, found.again, found.aa, found.doubts) == ('unsure', again, None, ())
     end = f'train with --aa {again} --smoothing 0, and fit that. Its labels keep more confidence.'

@@ -371,12 +371,15 @@ def _untold(config: MollyConfig | None, plain: bool, case: str) -> str | None:
 
 def _again(config: MollyConfig, untold: bool, case: str, smoothing: float | None) -> MollyConfig | None:
     """What to train with, without smoothing, and fit next; None where this training has told all it can."""
+    hard = dataclasses.replace(config, weighted=True, noise_power=1, blur_power=1)
     if untold:
-        return dataclasses.replace(config, weighted=True, noise_power=1, blur_power=1)
+        return hard
     if case != 'unsure' or (_hard(config) and not smoothing):
         return None
     if smoothing:  # the same without it
         return config
+    if _power(config) >= 2:  # not step by step: each is a training
+        return hard
     return dataclasses.replace(config, noise_power=2 * config.noise_power, blur_power=2 * config.blur_power)
 
 
@@ -386,9 +389,13 @@ def _line(config: MollyConfig, rest: str | None) -> str:
 
 
 def _hard(config: MollyConfig) -> bool:
-    """Whether labels keep their confidence, in the roles that there are."""
-    powers = [power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles]
-    return config.weighted or min(powers) >= HARD
+    """Whether labels keep their confidence."""
+    return config.weighted or _power(config) >= HARD
+
+
+def _power(config: MollyConfig) -> float:
+    """The smallest label power of the roles that there are."""
+    return min(power for role, power in (('n', config.noise_power), ('b', config.blur_power)) if role in config.roles)
 
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:
