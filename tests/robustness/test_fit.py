@@ -30,7 +30,7 @@ def report(confidence, correct, num_classes=10, images=10_000, names=('noise', '
     return dataclasses.replace(of, data=dataclasses.replace(of.data, images=images))
 
 
-def network(aa='molly-w', **kept):
+def network(aa='molly-k100', **kept):
     class Training:
         settings = kept
 
@@ -106,12 +106,12 @@ CASES = {
     'none': (
         lambda t: sure(t) - 0.01,
         'No gap: the net is as sure as it is right, to 0.010. Keep its labels.',
-        '--aa molly-w --smoothing 0.1',
+        '--aa molly-k100 --smoothing 0.1',
     ),
     'constant': (
         smoothed(sure, lambda t: 0.3),
         'One smoothing of 0.3 at every t would leave 0.000 of it',
-        '--aa molly-w --smoothing 0.37',  # 1 - 0.9 * 0.7
+        '--aa molly-k100 --smoothing 0.37',  # 1 - 0.9 * 0.7
     ),
     'varying': (
         smoothed(sure, lambda t: t),
@@ -155,7 +155,7 @@ def test_a_temperature_is_named_where_it_goes_the_way_of_the_gap(case, temperatu
     found = fit_report(report(sure, CASES[case][0]), network(smoothing=0.0), temperature)
     closes = {'constant': 1.7, 'unsure': 0.6}.get(case) == temperature
     assert (f'Do this next: divide the logits by {temperature}, the temperature' in str(found)) == closes
-    also = 'Training with --aa molly-w --smoothing 0.3 would close the gap too' in str(found)
+    also = 'Training with --aa molly-k100 --smoothing 0.3 would close the gap too' in str(found)
     assert also == (closes and case == 'constant')
 
 
@@ -194,7 +194,8 @@ def test_one_thing_to_do_is_named(case, aa, settings, temperature):
     assert ('Keep its labels' in text) == (case == 'none' and found.aa is not None)
     if found.again:
         config, rest = split_aa(found.again)
-        assert config.weighted or case == 'unsure'
+        hard = (config.weighted, config.noise_power, config.blur_power) == (False, 100, 100)
+        assert hard or case == 'unsure'
         assert rest == (split_aa(aa)[1] if aa else None)  # the rest of the recipe stays
         assert ('But: the net was' in text or 'But: nothing says' in text) == (
             found.because == 'It shows what your data need.'
@@ -257,7 +258,20 @@ def test_what_it_rests_on_is_said_and_no_line_given_where_there_is_no_answer(aa,
 def test_soft_labels_do_not_tell_what_hard_ones_would(case, aa):
     found = fit_report(report(sure, CASES[case][0]), network(aa, smoothing=0.0))
     assert found.doubts[0] == f'the net was trained with the labels of {aa}, not with hard ones'
-    assert found.again == 'molly-w'
+    assert found.again == 'molly-k100'
+
+
+@pytest.mark.parametrize('case', ['varying', 'mixed'])
+def test_weights_do_not_tell_what_is_ruined(case):
+    found = fit_report(report(sure, CASES[case][0]), network('molly-w', smoothing=0.0))
+    assert found.doubts[0] == 'the net was trained with molly-w, which leaves out of the loss what is ruined'
+    assert found.again == 'molly-k100'
+
+
+def test_a_net_that_is_too_sure_of_clean_images_is_not_called_unsure():
+    found = fit_report(report(sure, lambda t: sure(t) + (0.1 if t else -0.07)), network('molly', smoothing=0.0))
+    assert found.case == 'mixed'
+    assert fit_report(report(sure, lambda t: sure(t) + (0.1 if t else -0.01)), network()).case == 'unsure'
 
 
 def test_soft_labels_that_lack_the_same_at_every_t_are_smoothed():
@@ -271,8 +285,8 @@ def test_soft_labels_that_lack_the_same_at_every_t_are_smoothed():
         ('molly', {'smoothing': 0.0}, 'molly-k2'),
         ('molly', {'smoothing': None}, 'molly-k2'),
         ('molly-b4+rand-m9', {'smoothing': 0.0}, 'molly-b4-k2+rand-m9'),
-        ('molly-b4-k2+rand-m9', {'smoothing': 0.0}, 'molly-w-b4+rand-m9'),
-        ('molly-mxn-kn2', {'smoothing': 0.0}, 'molly-w-mxn'),
+        ('molly-b4-k2+rand-m9', {'smoothing': 0.0}, 'molly-b4-k100+rand-m9'),
+        ('molly-mxn-kn2', {'smoothing': 0.0}, 'molly-mxn-k100'),
         ('molly-kn3', {'smoothing': 0.0}, 'molly-kn6-kb2'),
         ('molly-mxn-kb100', {'smoothing': 0.0}, 'molly-mxn-kn2-kb200'),
         ('molly-mxb-kb100', {'smoothing': 0.0}, None),
@@ -286,7 +300,7 @@ def test_an_unsure_net_gets_labels_that_keep_more_confidence(aa, settings, again
     """First without the smoothing, then with twice the label powers, then with hard labels."""
     found = fit_report(report(sure, lambda t: sure(t) + 0.1), network(aa, **settings))
     assert (found.case, found.again, found.aa, found.doubts) == ('unsure', again, None, ())
-    end = f'train with --aa {again} --smoothing 0, and fit that. Its labels keep more confidence.'
+    end = f'train with --aa {again} --smoothing 0, fit that, and compare their errors. Its labels keep more confidence.'
     assert str(found).endswith(end) == (again is not None)
 
 

@@ -187,7 +187,8 @@ class Fit:
 
     def _advice(self) -> str:
         if self.again:
-            return f'Do this next: train with --aa {self.again} --smoothing 0, and fit that. {self.because}'
+            line = f'--aa {self.again} --smoothing 0'
+            return f'Do this next: train with {line}, fit that, and compare their errors. {self.because}'
         by = self.temperature or 1.0
         divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits best.'
         if self.aa is not None:
@@ -214,7 +215,8 @@ def fit(
 ) -> Fit:
     """Measure how sure and how right a classifier is of noised and blurred held-out images, and what closes the gap.
 
-    A network that is best asked was trained with hard labels on the same noise and blur: `--aa molly-w --smoothing 0`.
+    It tells most of a network trained with hard labels on the same noise and blur: `--aa molly-k100 --smoothing 0`. It
+    looks at confidence alone: of two trainings keep the one with fewer errors, which `compare` shows.
 
     Args:
         model: As of `evaluate`.
@@ -260,7 +262,7 @@ def fit_report(
         'constant': _rms([gap.left(added) for gap in gaps.values()]),
         'varying': _rms([gap.left(gap.gamma(gap.t)) for gap in gaps.values()]),
     }
-    case = _case(left, _mean(gaps), max(SMALL, _chance(report)))
+    case = _case(left, gaps, max(SMALL, _chance(report)))
     config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
     settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
     own = settings.get('smoothing')
@@ -325,10 +327,11 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
     return float(np.clip(gap @ room / max(room @ room, 1e-12), 0, 0.99))
 
 
-def _case(left: Mapping[str, float], mean: float, small: float) -> str:
+def _case(left: Mapping[str, float], gaps: Mapping[str, Gap], small: float) -> str:
     if left['none'] <= small:
         return 'none'
-    if -mean > left['none'] / 2:
+    clean = next(iter(gaps.values())).left(0.0)[0]
+    if -_mean(gaps) > left['none'] / 2 and clean <= small:
         return 'unsure'
     if min(left['constant'], left['varying']) > left['none'] / 2:
         return 'mixed'
@@ -364,6 +367,8 @@ def _untold(config: MollyConfig | None, plain: bool, case: str) -> str | None:
         return 'the net was trained without molly, so it shows what noise does to a net that never saw any'
     if config is None:
         return 'nothing says whether the net was trained with molly (--aa says it)'
+    if case in ('varying', 'mixed') and config.weighted:
+        return f'the net was trained with {config}, which leaves out of the loss what is ruined'
     if case in ('varying', 'mixed') and not _hard(config):
         return f'the net was trained with the labels of {config}, not with hard ones'
     return None
@@ -371,7 +376,7 @@ def _untold(config: MollyConfig | None, plain: bool, case: str) -> str | None:
 
 def _again(config: MollyConfig, untold: bool, case: str, smoothing: float | None) -> MollyConfig | None:
     """What to train with, without smoothing, and fit next; None where this training has told all it can."""
-    hard = dataclasses.replace(config, weighted=True, noise_power=1, blur_power=1)
+    hard = dataclasses.replace(config, weighted=False, noise_power=HARD, blur_power=HARD)
     if untold:
         return hard
     if case != 'unsure' or (_hard(config) and not smoothing):
