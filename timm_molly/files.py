@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f'cannot write {error.filename or path}: {error.strerror or error}') from None
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from None
 
 
 @contextmanager

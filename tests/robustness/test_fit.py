@@ -379,3 +379,17 @@ def test_fit_without_data_is_named(capsys):
 def test_training_images_are_suspected(flags, tmp_path, capsys):
     assert main(['fit', *flags, '--split', 'train', '-o', str(tmp_path)]) == 0
     assert 'But: these may be images that the net was trained on' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_measuring_training_images_is_noted(flags, tmp_path, caplog, inside):
+    data = flags[flags.index('--data-dir') + 1]
+    words = ['--data-dir', f'{data}/train'] if inside else ['--split', 'train']
+    assert main(['validate', *flags, *words, '--corruptions', 'fog', '--severities', '1', '-o', str(tmp_path)]) == 0
+    assert 'note: these may be images that the model was trained on: ' in caplog.text
+    assert Report.load(tmp_path).data.split == (None if inside else 'train')  # a folder of classes is no split
+
+
+def test_held_out_images_are_not_suspected(flags, tmp_path, caplog):
+    assert main(['validate', *flags, '--corruptions', 'fog', '--severities', '1', '-o', str(tmp_path)]) == 0
+    assert 'trained on' not in caplog.text

@@ -110,7 +110,7 @@ def between(figures, label, figure):
         'crop_flip',
         *(f'crop_flip+molly{s}{row}' if row == '-k100' else f'crop_flip+molly{row}{s}' for s in strengths),
     ]
-    points = [(figures[each]['clean error'][0], figures[each][figure][0]) for each in rows]
+    points = [(figures[each]['clean error'][0], figures[each][figure][0]) for each in rows if each in figures]
     at = float(clean) / 100
     x0, y0 = max(point for point in points if point[0] <= at)
     x1, y1 = min(point for point in points if point[0] >= at)

@@ -22,7 +22,7 @@ from timm_molly.preview import save_figure
 from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import SEED, Mollification
 from timm_molly.robustness.evaluate import How, evaluate, temperature
-from timm_molly.robustness.images import Dataset, Images, folder_name
+from timm_molly.robustness.images import Dataset, Images, seen_in_training
 from timm_molly.robustness.render import margin
 from timm_molly.robustness.report import Report
 from timm_molly.tables import aligned
@@ -405,10 +405,6 @@ def _power(config: MollyConfig) -> float:
 
 def _doubts_of_images(report: Report, classifier: Classifier, data_dir: str | None) -> list[str]:
     """Whether these may be images that the net was trained on."""
-    settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
-    where, split = settings.get('data_dir') or settings.get('data'), report.data.split or ''
-    same = isinstance(where, str) and data_dir and Path(where).resolve() == Path(data_dir).resolve()
-    named = {split.lower(), folder_name(data_dir).lower() if data_dir else ''}
-    if named & {'train', 'training'} or (same and split == (settings.get('train_split') or 'train')):
+    if seen_in_training(classifier, data_dir, report.data.split):
         return ['these may be images that the net was trained on, of which it is righter than of others']
     return []

@@ -257,14 +257,24 @@ def open_dataset(img_mode: str, **how: Any) -> TimmImages:
     except (RuntimeError, AssertionError, ImportError, OSError, KeyError, ValueError) as error:
         raise UserError(f'timm cannot open {name or root!r} (split {split!r}): {error}') from None
     inside = getattr(getattr(dataset, 'reader', None), 'root', None)
-    if how.get('search_split', True) and not name and inside and Path(inside) == Path(root):
+    whole = bool(not name and inside and Path(inside) == Path(root))  # not a split of it
+    if how.get('search_split', True) and whole:
         splits = [each for each in SPLITS if (Path(root) / each).is_dir()]
         if splits:  # timm would take them all together
             raise UserError(f'{root} has no split {split!r}, it has {", ".join(splits)}')
     where = {key: str(Path(how[key]).resolve()) if how.get(key) else None for key in ('root', 'class_map')}
     where = {'data_dir': where['root'], 'class_map': where['class_map'], 'dataset': name, 'split': split}
     where |= {key: how.get(key) for key in ('input_key', 'target_key')}
-    return TimmImages(dataset, img_mode, name or folder_name(root), split, where)
+    return TimmImages(dataset, img_mode, name or folder_name(root), None if whole else split, where)
+
+
+def seen_in_training(classifier: Classifier, data_dir: str | None, split: str | None) -> bool:
+    """Whether a classifier may have been trained on these images, by the names of their folder and split."""
+    settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
+    where = settings.get('data_dir') or settings.get('data')
+    same = isinstance(where, str) and data_dir and Path(where).resolve() == Path(data_dir).resolve()
+    named = {(split or '').lower(), folder_name(data_dir).lower() if data_dir else ''}
+    return bool(named & {'train', 'training'} or (same and split == (settings.get('train_split') or 'train')))
 
 
 def check_classes(images: Images, classifier: Classifier, where: object, splits: Mapping[str, set[str]]) -> None:

@@ -15,7 +15,7 @@ from timm_molly.errors import UserError
 from timm_molly.robustness.conditions import Conditions, Corruptions, Mollification, Published, check_seed
 from timm_molly.robustness.corruptions.names import COMMON, SEVERITIES
 from timm_molly.robustness.evaluate import RunHow, evaluate, temperature
-from timm_molly.robustness.images import Images, check_classes, class_folders, open_dataset
+from timm_molly.robustness.images import Images, check_classes, class_folders, open_dataset, seen_in_training
 from timm_molly.robustness.report import Report
 from timm_molly.robustness.subset import Subset
 
@@ -155,9 +155,12 @@ class Measurement:
             classifier = replace(classifier, aa=self.aa)
         if self.channels_last:
             classifier.model.to(memory_format=torch.channels_last)  # its first convolution turns the images
+        images = self.images(classifier)
+        if images is not None and seen_in_training(classifier, self.data_dir, images.split):
+            _logger.warning('note: these may be images that the model was trained on: %s', self.data_dir or images.name)
         return evaluate(
             classifier,
-            self.images(classifier),
+            images,
             conditions,
             calibrate=self.images(classifier, self.calibrate) if self.calibrate else None,
             cache=cache,
