@@ -17,6 +17,7 @@ from timm_molly.config import MollyConfig, split_aa
 from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import TEMPERATURES
 from timm_molly.robustness.fit import fit_gap, fit_report
+from timm_molly.robustness.images import seen_in_training
 from timm_molly.robustness.report import Report
 
 T = np.array([0.0, *TEMPERATURES])
@@ -393,3 +394,23 @@ def test_measuring_training_images_is_noted(flags, tmp_path, caplog, inside):
 def test_held_out_images_are_not_suspected(flags, tmp_path, caplog):
     assert main(['validate', *flags, '--corruptions', 'fog', '--severities', '1', '-o', str(tmp_path)]) == 0
     assert 'trained on' not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('folder', 'split', 'seen'),
+    [
+        ('a', 'validation', False),
+        ('a', 'tenth', True),
+        ('a', None, True),  # no splits: train.py took the whole folder too
+        ('b', 'tenth', False),
+        ('b', None, False),
+        ('a/train', None, True),
+        ('b/training', None, True),
+        ('b', 'train', True),
+        (None, 'train', True),
+        (None, None, False),
+    ],
+)
+def test_images_of_the_training_are_known_by_their_names(tmp_path, folder, split, seen):
+    trained = network(data_dir=str(tmp_path / 'a'), train_split='tenth')
+    assert seen_in_training(trained, folder and str(tmp_path / folder), split) == seen

@@ -51,6 +51,12 @@ def strings(value):
     return [value] if isinstance(value, str) else []
 
 
+def dicts(value):
+    """Every dict in it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] * isinstance(value, dict) + [found for each in inner for found in dicts(each)]
+
+
 def lists(value):
     """Every list in it."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -137,6 +143,21 @@ def test_reports_and_comparisons_are_saved_as_pages(tmp_path, capsys):
     assert f'wrote {output}' in capsys.readouterr().out
     assert output.read_text().startswith('<!DOCTYPE html>')
     assert not (tmp_path / 'compare.md').exists()
+
+
+def test_a_place_that_is_missing_is_named_as_it_was_given(tmp_path, capsys):
+    for name, scale in (('a', 1), ('b', 2)):
+        report(scale, name=name).save(tmp_path / name)
+    output = tmp_path / 'missing' / 'out.html'
+    assert main(['compare', str(tmp_path / 'a'), str(tmp_path / 'b'), '-o', str(output)]) == 2
+    assert capsys.readouterr().err.endswith(f'cannot write {output}: No such file or directory\n')
+
+
+def test_severities_that_were_not_measured_are_no_ticks():
+    for severities in ((1, 2, 3), (3,)):
+        places = [('clean', 0), *(('fog', s) for s in severities)]
+        page = html.page([made(cells={place: cell(0.1) for place in places})], ['net'])
+        assert [0, *severities] in [each['ticks'] for each in dicts(documents(page)) if 'ticks' in each]
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -330,7 +330,7 @@ def _constant(gaps: Mapping[str, Gap]) -> float:
 def _case(left: Mapping[str, float], gaps: Mapping[str, Gap], small: float) -> str:
     if left['none'] <= small:
         return 'none'
-    clean = next(iter(gaps.values())).left(0.0)[0]
+    clean = next(iter(gaps.values())).left(0.0)[0]  # at t = 0, which all share
     if -_mean(gaps) > left['none'] / 2 and clean <= small:
         return 'unsure'
     if min(left['constant'], left['varying']) > left['none'] / 2:

@@ -139,6 +139,8 @@ def _by_level(lines: Sequence[Line]) -> Any:
         found = {0.0: [line.report.clean], **found} if ('clean', 0) in line.report else found
         _draw(plot, line, {'x': [*found], 'y': [100 * np.mean([cell.error for cell in of]) for of in found.values()]})
     plot.y_range.start = 0
+    if level == 'severity':
+        plot.xaxis.ticker = sorted({at for name, at in lines[0].report})
     return _with_legend_below(plot)
 
 

@@ -274,7 +274,8 @@ def seen_in_training(classifier: Classifier, data_dir: str | None, split: str | 
     where = settings.get('data_dir') or settings.get('data')
     same = isinstance(where, str) and data_dir and Path(where).resolve() == Path(data_dir).resolve()
     named = {(split or '').lower(), folder_name(data_dir).lower() if data_dir else ''}
-    return bool(named & {'train', 'training'} or (same and split == (settings.get('train_split') or 'train')))
+    # Without a split train.py takes the whole folder too.
+    return bool(named & {'train', 'training'} or (same and split in (None, settings.get('train_split') or 'train')))
 
 
 def check_classes(images: Images, classifier: Classifier, where: object, splits: Mapping[str, set[str]]) -> None:
