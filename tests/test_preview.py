@@ -132,7 +132,7 @@ def test_the_flags_are_train_pys(photo, tmp_path, rows_of, monkeypatch, capsys):
     assert (rows_of['x'].shape, rows_of['num_classes'], rows_of['mean']) == ((1, 3, 24, 24), 7, [0.5] * 3)
     np.testing.assert_allclose(rows_of['std'], [0.1, 0.2, 0.3])
     for flags, words in (
-        (['--model', 'resnet5O'], "timm has no model 'resnet5O'"),
+        (['--model', 'resnet5O'], "timm has no model 'resnet5O' (did you mean resnet50?)"),
         (['--model', 'resnet50.nonsense'], "timm has no model 'resnet50.nonsense'"),
         (['--mean', '0', '1'], 'mean and std must be 1 or 3 numbers'),
         (['--std', '0'], 'std above 0'),

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from timm_molly import training
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.errors import HubError, UserError
+from timm_molly.errors import HubError, UserError, hint
 from timm_molly.hub.folder import ABOUT, CONFIG, TAG, check_arguments, read_folder
 from timm_molly.plugin.register import add_models
 from timm_molly.training import DATA_KEYS, Training
@@ -348,11 +348,12 @@ class Classifier:
         model = create_model(trained, {'num_classes': num_classes, **arguments, 'pretrained': False})
         _load(model, checkpoint, trained, source)
         aa = settings.get('aa')
+        classes = getattr(model, 'num_classes', None)
         return cls(
             model.eval(),
             **_image_settings(model, arguments['in_chans'], settings, merged, given, source),
             name=trained,
-            label_names=_labels(model),
+            label_names=training.label_names(settings, classes) if settings else _labels(model),
             aa=aa if isinstance(aa, str) and aa else None,
             model_args=arguments,
             training=Training(source, checkpoint.ema, settings, checkpoint.epoch, checkpoint.metric),
@@ -428,10 +429,14 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
                 f'is the model in a folder below it?'
             )
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
+    missing = f'there is no folder {path} here'
+    if path.parent != Path() and path.parent.is_dir():
+        missing += hint(path.name, (each.name for each in path.parent.iterdir()))
+        _logger.warning('note: %s, so it is looked for on the Hub', missing)
     try:
         return Classifier.from_hub(str(place), revision, token)
     except HubError as error:
-        raise HubError(f'{error} (there is no folder {path} here, so it was looked for on the Hub)') from error
+        raise HubError(f'{missing}, and on the Hub: {error}') from error
 
 
 @contextmanager

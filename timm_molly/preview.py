@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.errors import UserError, needs
+from timm_molly.errors import UserError, hint, needs
 from timm_molly.files import replacing
 from timm_molly.functional import blur, blur_scale, noise
 from timm_molly.pictures import eight_bits
@@ -88,6 +88,7 @@ def of_model(name: str) -> dict[str, Any]:
         >>> of_model('preactresnet18.cifar10')['img_size']
         32
     """
+    import timm
     from timm.data import resolve_data_config
     from timm.models import get_pretrained_cfg
 
@@ -98,7 +99,8 @@ def of_model(name: str) -> dict[str, Any]:
     except RuntimeError:  # another tag than the architecture has
         found = None
     if found is None:
-        raise UserError(f'timm has no model {name!r}; timm.list_models() lists them')
+        meant = hint(name, timm.list_models())
+        raise UserError(f'timm has no model {name!r}{meant}; timm.list_models() lists them')
     config = resolve_data_config(pretrained_cfg=found.to_dict())
     return {
         'img_size': max(config['input_size'][-2:]),

@@ -134,6 +134,25 @@ def count_classes(name: str, checkpoint: Checkpoint) -> int | None:
     return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
 
 
+def label_names(settings: Mapping[str, Any], num_classes: int | None) -> list[str] | None:
+    """Names of the classes from the validation images, where they are on this machine."""
+    from timm.data import create_dataset
+
+    root, name = settings.get('data_dir') or settings.get('data'), str(settings.get('dataset') or '')
+    if not isinstance(root, str) or not Path(root).is_dir() or name.partition('/')[0] not in ('', 'torch'):
+        return None
+    split, class_map = settings.get('val_split') or 'validation', str(settings.get('class_map') or '')
+    if class_map and not class_map.endswith('.txt'):  # which timm may unpickle
+        return None
+    try:
+        dataset = create_dataset(name, root=root, split=split, class_map=class_map)
+    except Exception:  # not there any more, or only in part
+        return None
+    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
+    names = sorted(index, key=index.__getitem__)
+    return [str(n) for n in names] if len(names) == num_classes else None
+
+
 def image_settings(model: Any, in_chans: int, settings: Mapping[str, Any], source: object) -> dict[str, Any]:
     """What train.py's validation did with its images, from settings that are not empty: a value of each `DATA_KEYS`.
 

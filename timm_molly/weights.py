@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 
 # PyTorch's own switches, which torch.load obeys whatever its caller asks for.
 _FORCE_SAFE, _FORCE_UNSAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -60,7 +60,9 @@ def create_model(name: str, arguments: Mapping[str, Any], trust: bool = False) -
         except Exception as error:  # timm, the Hub's client and the loaders raise all sorts
             if 'weights_only' in str(error) or isinstance(error, pickle.UnpicklingError):
                 raise _needs_code(name) from None
-            raise UserError(f'timm cannot create {name!r}: {one_line(error)}') from None
+            base = name.partition('.')[0]
+            meant = '' if ':' in name or timm.is_model(base) else hint(base, timm.list_models())
+            raise UserError(f'timm cannot create {name!r}: {one_line(error)}{meant}') from None
 
 
 def read_checkpoint(path: Path, use_ema: bool | None, trust: bool = False) -> Checkpoint:

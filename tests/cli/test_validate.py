@@ -22,6 +22,7 @@ from support import corruptions as C
 from support.measured import MEAN, STD, validation_images
 from support.metrics import independent
 
+from timm_molly import training
 from timm_molly.cli import main
 from timm_molly.robustness import Calibration
 from timm_molly.robustness import evaluate as evaluate_module
@@ -237,9 +238,10 @@ def test_mollification_is_measured_as_training_makes_it(flags, checkpoint, image
         assert report['taught']['blur'][f'{t:g}'] == pytest.approx(1 - t * 2 / 3)
 
 
-def test_the_label_schedule_shown_is_the_one_of_the_training(flags, tmp_path):
+def test_the_label_schedule_shown_is_the_one_of_the_training(flags, tmp_path, capsys):
     report = run(*flags, '--mollification', output=tmp_path)
     assert report['benchmark']['taught'] == 'molly-b4'
+    assert '\ntaught: the confidence of the labels of molly-b4 at that t\n' in capsys.readouterr().out
 
 
 def cifar_c(root, images=12, names=C.COMMON):
@@ -378,14 +380,8 @@ def test_class_folders_that_are_not_the_models_are_named(flags, image_folder, tm
 
 
 def test_label_names_of_the_model_in_another_order_are_named(flags, image_folder, tmp_path, capsys, monkeypatch):
-    create, names = timm.create_model, []
-
-    def with_names(*args, **kwargs):
-        model = create(*args, **kwargs)
-        model.pretrained_cfg['label_names'] = list(names)
-        return model
-
-    monkeypatch.setattr(timm, 'create_model', with_names)
+    names: list[str] = []
+    monkeypatch.setattr(training, 'label_names', lambda *_: list(names))
     names[:] = 'stripes', 'dots', 'circles'
     refused(capsys, *flags, '-o', tmp_path / 'o', words='they differ in their order')
     names[:] = 'circles', 'spots', 'stripes'
@@ -537,6 +533,11 @@ def test_a_checkpoint_without_weights_by_name_is_named(flags, tmp_path, capsys, 
     refused(capsys, *flags, '--checkpoint', tmp_path / 'c.pth', words='c.pth holds no weights by name')
 
 
+def test_a_model_that_timm_does_not_have_is_named_with_the_nearest(image_folder, capsys):
+    said = "timm cannot create 'resnt18': Unknown model (resnt18) (did you mean resnet18?)"
+    refused(capsys, '--model', 'resnt18', '--data-dir', image_folder, words=said)
+
+
 def test_a_model_that_cannot_take_the_size_is_named_before_anything_is_written(flags, tmp_path, capsys):
     model = timm.create_model('vit_tiny_patch16_224', num_classes=3)
     torch.save(model.state_dict(), tmp_path / 'vit.pth')
@@ -647,7 +648,10 @@ def test_grey_models_and_rectangular_inputs_are_measured(flags, tmp_path, capsys
         report = run(*wide, output=tmp_path / str(width))
         assert report['benchmark']['image_size'] == [32, width]
     assert main(['compare', str(tmp_path / '48'), str(tmp_path / '64'), '-o', str(tmp_path / 'x')]) == 2
-    assert 'measured different things, so measure both alike: image_size: [32, 48], [32, 64]' in capsys.readouterr().err
+    assert (
+        'measured different things, so measure both alike: they have image_size: [32, 48], [32, 64]'
+        in capsys.readouterr().err
+    )
 
 
 def test_a_worker_that_dies_is_named_without_a_traceback(flags, tmp_path, capsys, monkeypatch):
@@ -696,14 +700,7 @@ def test_a_model_not_trained_with_molly_is_shown_without_a_schedule(flags, tmp_p
 
 
 def test_names_that_have_nothing_in_common_are_noted(flags, tmp_path, capsys, monkeypatch):
-    create = timm.create_model
-
-    def with_names(*args, **kwargs):
-        model = create(*args, **kwargs)
-        model.pretrained_cfg['label_names'] = ['car', 'bus', 'tram']
-        return model
-
-    monkeypatch.setattr(timm, 'create_model', with_names)
+    monkeypatch.setattr(training, 'label_names', lambda *_: ['car', 'bus', 'tram'])
     run(*flags, '--corruptions', 'fog', output=tmp_path)
     assert 'have nothing in common; they are taken to be in the same order' in capsys.readouterr().err
 
@@ -745,7 +742,7 @@ def test_robustbench_measures_its_own_images_of_imagenet_c(flags, tmp_path, caps
     assert (report['data']['images'], report['data']['subset']) == (3, 'robustbench')
     labels = hashlib.sha256(np.array([0, 1, 1]).tobytes()).hexdigest()  # a/31, b/11, b/41
     assert report['clean']['labels'] == report['cells']['fog']['2']['labels'] == labels
-    assert '3 images of data (robustbench), corrupted: ImageNet-C' in capsys.readouterr().out
+    assert '3 images of data/validation (robustbench), corrupted: ImageNet-C' in capsys.readouterr().out
     for folder in ('ImageNet-C', 'data'):
         images = {path: path.read_bytes() for path in (tmp_path / folder).rglob(names[4])}
         for path in images:

@@ -398,14 +398,14 @@ def test_a_reader_cannot_push_to_what_is_there(run, capsys, hub):
     [
         (['-o', 'x'], '-o is for --dry-run'),
         (['--dry-run', '--private'], '--dry-run stops before the network; leave --private'),
-        (['--dry-run', '-o', '{run}'], 'is there already: choose another folder, or delete it'),
-        (['--dry-run', '-o', '{run}/args.yaml'], 'is there already: choose another folder, or delete it'),
+        (['--dry-run', '-o', '{run}'], 'is there already: choose another folder (-o), or delete it'),
+        (['--dry-run', '-o', '{run}/args.yaml'], 'is there already: choose another folder (-o), or delete it'),
         (['--dry-run', '-o', '{run}/args.yaml/x'], 'args.yaml'),
         (['--dry-run', '-o', 'new/deep/out', '--report', 'nowhere'], 'no such report: nowhere'),
         (['--token', 'hf_writer\n'], 'the token has characters that no token has'),
         (['--token', 'hf_wr\u00eet'], 'the token has characters that no token has'),
         ([*WRITER, '--report', 'nowhere'], 'no such report: nowhere'),
-        ([*WRITER, '--report', '{run}/args.yaml'], 'args.yaml is not JSON'),
+        ([*WRITER, '--report', '{run}/args.yaml'], 'args.yaml is no report.json'),
         ([*WRITER, '--license', 'a\nb: c'], "license takes a name as the Hub has them, got 'a\\nb: c'"),
         (['--dry-run', '--dataset-id', '../x'], "dataset_id takes a name as the Hub has them, got '../x'"),
     ],
@@ -703,6 +703,14 @@ def test_files_too_large_are_not_downloaded(out, hub):
 def test_names_of_nothing(hub, name):
     with pytest.raises(ValueError, match=r'neither a folder nor|shows no such repository|has no such place'):
         timm_molly.load(name)
+
+
+def test_a_folder_that_is_misspelt_is_named_before_the_hub_is_asked(hub, run, caplog):
+    with pytest.raises(ValueError, match='neither a folder nor'):
+        timm_molly.load(f'{run}x')
+    assert caplog.messages == [
+        f'note: there is no folder {run}x here (did you mean {run.name}?), so it is looked for on the Hub'
+    ]
 
 
 def test_the_folder_above_a_model_is_named(run):

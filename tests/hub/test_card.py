@@ -208,7 +208,7 @@ def test_a_published_set_is_named_for_what_was_measured_on_it(report):
     corrupted = results['15 corruptions of CIFAR-10-C, severities 1 to 5']
     assert corrupted.dataset_type == 'cifar-10-c'
     assert corrupted.dataset_name == 'CIFAR-10-C'
-    assert f'{report.data.images} images of shapes, corrupted: CIFAR-10-C' in text
+    assert f'{report.data.images} images of shapes/{report.data.split}, corrupted: CIFAR-10-C' in text
     assert 'corrupted' not in (card.evaluation_file(about, SETTINGS, report) or '')  # of an older client
     assert 'The corrupted images are as they are stored, with crop 1.' in text
     assert 'in mixed precision, bfloat16' in text

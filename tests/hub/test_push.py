@@ -1,11 +1,13 @@
 """From a train script's folder to the Hub and back, with the real client, real timm, and a server of our own."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from support import warm
@@ -138,6 +140,17 @@ def reported(trained, image_folder, tmp_path_factory):
     checkpoint = f'--checkpoint {trained}/model_best.pth.tar'
     assert main(['validate', *f'{flags} {chosen} {checkpoint} -o {folder}'.split()]) == 0
     return folder
+
+
+def test_a_training_knows_the_names_of_its_classes_where_their_images_are(trained, tmp_path):
+    assert timm_molly.load(trained).label_names == list(CLASSES)
+    moved = shutil.copytree(trained, tmp_path / 'moved')
+    settings = yaml.safe_load((moved / 'args.yaml').read_text())
+    checkpoint = torch.load(moved / 'model_best.pth.tar', weights_only=False)
+    checkpoint['args'].data_dir = settings['data_dir'] = str(tmp_path / 'elsewhere')
+    torch.save(checkpoint, moved / 'model_best.pth.tar')
+    (moved / 'args.yaml').write_text(yaml.safe_dump(settings))
+    assert timm_molly.load(moved).label_names is None
 
 
 def test_everything_comes_back(trained, reported, hub, image_folder):

@@ -106,7 +106,7 @@ def test_no_other_constant_and_no_other_power_leaves_less(gaps):
 CASES = {
     'none': (
         lambda t: sure(t) - 0.01,
-        'No gap: the net is as sure as it is right, to 0.010. Keep its labels.',
+        'No gap: the net is as sure as it is right, to 0.010. Keep its labels; after a longer training, fit again.',
         '--aa molly-k100 --smoothing 0.1',
     ),
     'constant': (

@@ -187,7 +187,7 @@ def test_compare_takes_more_than_two(tmp_path, capsys):
         made().save(tmp_path / name)
     assert main(['compare', *(str(tmp_path / n) for n in 'abc'), '-o', str(tmp_path / 'out')]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '100 images of digits, corrupted on the fly as in cifar-c'
+    assert lines[0] == '100 images of digits/validation, corrupted on the fly as in cifar-c'
     assert lines[2:5] == [f'{letter}: {tmp_path / name}' for letter, name in zip('ABC', 'abc', strict=True)]
     heading = [f'{metric} {x}' for metric in ('error %', 'NLL', 'ECE') for x in ('A', 'B', 'C', 'B - A', 'C - A')]
     assert re.split(r'\s{2,}', lines[8].strip()) == [h[-5:] if '-' in h else h for h in heading]
@@ -204,7 +204,7 @@ def test_a_mean_of_a_part_says_so():
 @pytest.mark.parametrize(('folder', 'said'), [('corrupted', 'digits-corrupted'), ('CIFAR-10-C', 'CIFAR-10-C')])
 def test_a_folder_of_corrupted_images_without_a_name_is_named_after_its_images(folder, said):
     found = made({'kind': 'official', 'name': folder, 'crop_pct': 1.0})
-    assert f' on 100 images of digits, corrupted: {said}\n' in str(found)
+    assert f' on 100 images of digits/validation, corrupted: {said}\n' in str(found)
 
 
 def renamed(labels):
@@ -219,6 +219,11 @@ def renamed(labels):
         (lambda r: replace(r, data=replace(r.data, num_classes=9)), 'num_classes: 10, 9'),
         (lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')), 'labels: "abc", "xyz"'),
         (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean: true, false'),
+        (
+            lambda r: made(cells={p: c for p, c in r.cells.items() if p[1] in (0, 3)}),
+            'have severities: [1, 2, 3, 4, 5], [3]\n',
+        ),
+        (lambda r: made({'kind': 'official', 'name': 'c', 'crop_pct': 1.0}), 'have kind: "on the fly", "official"\n'),
     ],
 )
 def test_reports_of_different_things_are_not_compared(tmp_path, capsys, change, words):
@@ -250,6 +255,13 @@ def test_what_is_no_report_is_named(tmp_path, capsys, text, words):
     assert words in capsys.readouterr().err
     assert main(['compare', str(tmp_path / 'good.json')]) == 2
     assert 'compare takes 2 to 6 reports, got 1' in capsys.readouterr().err
+
+
+def test_another_file_in_place_of_the_report_is_named(tmp_path, capsys):
+    made().save(tmp_path, pictures=False)
+    assert main(['compare', str(tmp_path), str(tmp_path / 'report.csv')]) == 2
+    said = f'{tmp_path / "report.csv"} is no report.json: give that file, or the folder that it is in'
+    assert said in capsys.readouterr().err
 
 
 def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):

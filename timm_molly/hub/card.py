@@ -273,12 +273,11 @@ def _measured(config: Settings, about: Settings, report: Report | None, figures:
         parts.append(f'In its own validation after this epoch, `train.py` measured {", ".join(shown)}.')
     if report is None:
         return '\n\n'.join([*parts, 'Robustness and calibration were not measured.'])
-    data, model = report.data, report.model
+    model = report.model
     version = report.packages.get('timm-molly')
-    split = f' (split {_code(data.split)})' if data.split else ''
     parts.append(
         f'Measured with `timm-molly validate`{f" {version}" if version else ""} on '
-        f'{_escape(render.subject(report))}{split}. `report.json` has every figure. '
+        f'{_escape(render.subject(report))}. `report.json` has every figure. '
         f'NLL is in nats, ECE has 15 equal-width bins, confidence is the mean of the largest probability.'
     )
     cfg = config['pretrained_cfg']

@@ -51,7 +51,7 @@ def make(classifier: Classifier, output: Path, report: Report | None = None, arg
             or the folder cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f'{output} is there already: choose another folder, or delete it')
+        raise UserError(f'{output} is there already: choose another folder (-o), or delete it')
     if report is not None:
         check_report(classifier, report)
     near = next(folder for folder in output.absolute().parents if folder.exists())

@@ -62,7 +62,6 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
     }
     return dataclasses.replace(
         classifier,
-        label_names=_label_names(settings, classifier.num_classes),
         about={key: value for key, value in about.items() if value is not None},
     )
 
@@ -80,25 +79,6 @@ def _agreed(written: Mapping[str, Any], checkpoint: Checkpoint, source: Path, na
         where = args if written else source
         raise UserError(f'{where} is of model {settings["model"]!r}, not of --model {name!r}')
     return settings
-
-
-def _label_names(settings: Mapping[str, Any], num_classes: int) -> list[str] | None:
-    """Names of the classes from the validation images, where they are on this machine."""
-    from timm.data import create_dataset
-
-    root, name = settings.get('data_dir') or settings.get('data'), str(settings.get('dataset') or '')
-    if not isinstance(root, str) or not Path(root).is_dir() or name.partition('/')[0] not in ('', 'torch'):
-        return None
-    split, class_map = settings.get('val_split') or 'validation', str(settings.get('class_map') or '')
-    if class_map and not class_map.endswith('.txt'):  # which timm may unpickle
-        return None
-    try:
-        dataset = create_dataset(name, root=root, split=split, class_map=class_map)
-    except Exception:  # not there any more, or only in part
-        return None
-    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
-    names = sorted(index, key=index.__getitem__)
-    return [str(n) for n in names] if len(names) == num_classes else None
 
 
 def _validation(path: Path, training: Training) -> dict[str, float] | None:

@@ -130,8 +130,11 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
     letters = 'ABCDEF'
     for letter, report in zip(letters[1:], reports[1:], strict=False):
         different = differences(measured(reports[0]), measured(report))
+        different = [line for line in different if line.startswith('kind: ')] or different  # which explains the rest
         if different:
-            raise UserError(f'A and {letter} measured different things, so measure both alike: {"; ".join(different)}')
+            raise UserError(
+                f'A and {letter} measured different things, so measure both alike: they have {"; ".join(different)}'
+            )
     return Comparison(tuple(reports), tuple(names))
 
 
@@ -139,4 +142,5 @@ def measured(report: Report) -> dict[str, Any]:
     """What two reports must share to be compared; names of folders and models may differ."""
     benchmark = plain(dataclasses.replace(report.benchmark, name=None, taught=None))
     data = {'images': report.data.images, 'num_classes': report.data.num_classes, 'labels': report.data.labels}
-    return {**benchmark, **data, 'clean': CLEAN in report, 'at': sorted({level for _, level in report})}
+    t = sorted({level for place, level in report if place != CLEAN[0]}) if report.benchmark.mollified else None
+    return {**benchmark, **data, 'clean': CLEAN in report, 't': t}

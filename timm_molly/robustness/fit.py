@@ -156,7 +156,7 @@ class Fit:
         return aligned(rows)
 
     def _verdict(self) -> str:
-        keep = '' if self.again else ' Keep its labels.'
+        keep = '' if self.again else ' Keep its labels; after a longer training, fit again.'
         if self.case == 'none' and self.left['none'] <= SMALL and not _few(self.report):
             return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}.{keep}'
         if self.case == 'none':

@@ -69,7 +69,8 @@ def title(report: Report) -> str:
 def subject(report: Report) -> str:
     """Name what a model was measured on."""
     data, benchmark = report.data, report.benchmark
-    images = f'{data.images} images' + (f' of {data.dataset}' if data.dataset else '')
+    where = '/'.join(part for part in (data.dataset, data.split) if part)
+    images = f'{data.images} images' + (f' of {where}' if where else '')
     images += f' ({data.subset})' if data.subset else ''
     how = {
         'mollification': 'noised and blurred as in training',
@@ -235,4 +236,5 @@ def _facts(report: Report) -> str:
     about = (
         f'{model.parameters / 1e6:.2f} M parameters, {model.num_classes} classes, input {size}, crop {crop:g}{trained}'
     )
-    return '\n'.join([*notes(report), about])
+    taught = [f'taught: the confidence of the labels of {report.benchmark.taught} at that t'] if report.taught else []
+    return '\n'.join([*notes(report), about, *taught])

@@ -518,6 +518,8 @@ class Report:
                 f'{path} is a training, not a report: measure it with timm-molly validate {path} --data-dir IMAGES'
             )
         path = path / FILE if path.is_dir() else path
+        if path.is_file() and path.suffix != '.json':
+            raise UserError(f'{path} is no {FILE}: give that file, or the folder that it is in')
         return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
 
     def save(self, folder: str | Path, pictures: bool = True) -> list[str]:
