@@ -230,3 +230,19 @@ def test_in_a_browser_it_shows_figures_on_hover_and_sorts(browser, tmp_path, wid
     events = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     asked = [each['params']['request']['url'] for each in events if each['method'] == 'Network.requestWillBeSent']
     assert [url for url in asked if not url.startswith('data:')] == [(tmp_path / 'compare.html').as_uri()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1300, 480])
+def test_the_table_is_as_long_as_its_cells(browser, tmp_path, width):
+    (tmp_path / 'page.html').write_text(html.page([made()], ['net']))
+    browser.set_window_size(width, 1600)
+    browser.get((tmp_path / 'page.html').as_uri())
+
+    def shown():
+        get = '[each.clientHeight >= each.scrollHeight, each.clientHeight]'
+        return browser.execute_script(f'{DEEP} return found.map(each => {get});', '.slick-viewport')
+
+    assert wait(shown)
+    assert all(whole for whole, _ in shown())
+    assert max(height for _, height in shown()) >= 25 * len(made().cells)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HOVER = ('error', 'nll', 'ece', 'confidence', 'aurc')
 NARROW = 300  # pixels that a panel has at least
+ROW = 25  # pixels of a row of the table
 PALETTE = [f'#{255 - i * 105 // 63:02x}{255 - i * 225 // 63:02x}{255 - i * 235 // 63:02x}' for i in range(64)]
 
 
@@ -91,9 +92,10 @@ def _heat_map(report: Report, letter: str, highest: float) -> Any:
     cells = {place: cell for place, cell in report.cells.items() if place[0] != 'clean'}
     data: dict[str, list[Any]] = {'name': [name for name, _ in cells], 'level': [f'{level:g}' for _, level in cells]}
     data |= {metric: [number(metric, cell[metric]) for cell in cells.values()] for metric in HOVER}
+    crowded = len({*data['level']}) > 10
     data |= {
         'value': [cell.error for cell in cells.values()],
-        'text': [number('error', cell.error) for cell in cells.values()],
+        'text': [f'{100 * cell.error:.0f}' if crowded else number('error', cell.error) for cell in cells.values()],
         'ink': ['white' if cell.error > 0.6 * highest else 'black' for cell in cells.values()],
     }
     hover = [('', '@name @level'), *((render.HEADINGS[metric], f'@{metric}') for metric in HOVER)]
@@ -149,8 +151,8 @@ def _reliability(lines: Sequence[Line]) -> Any:
     from bokeh.plotting import figure
 
     frame = _frame([('', '$name'), ('confidence', '@x{0.00}'), ('correct %', '@y{0.0}'), ('images', '@images')])
-    title = 'correct % by confidence (dashed: as sure as right; larger points: more images)'
-    plot = figure(title=title, x_axis_label='confidence', height=340, **frame)
+    label = 'confidence (dashed: as sure as right; larger points: more images)'
+    plot = figure(title='correct % by confidence', x_axis_label=label, height=340, **frame)
     plot.line([0, 1], [0, 100], color='#999999', line_dash='dashed')
     for line in lines:
         bins = [cell.bins for (name, _), cell in line.report.cells.items() if name in line.members and cell.bins]
@@ -204,7 +206,10 @@ def _table(reports: Sequence[Report], letters: Sequence[str]) -> Any:
             )
     source = ColumnDataSource(data)
     style = dict(index_position=None, reorderable=False, autosize_mode='none', frozen_columns=1)
-    return DataTable(source=source, columns=columns, height=460, sizing_mode='stretch_width', **style)
+    height = ROW * (len(places) + 2)  # all rows, a head, and room for a scroll bar below where the window is narrow
+    return DataTable(
+        source=source, columns=columns, row_height=ROW, height=height, sizing_mode='stretch_width', **style
+    )
 
 
 def _frame(hover: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
