@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HOVER = ('error', 'nll', 'ece', 'confidence', 'aurc')
 NARROW = 300  # pixels that a panel has at least
 ROW = 25  # pixels of a row of the table
+# Scroll bars only where the table is wider than the window; Bokeh's grid has them always.
+SCROLL = '.slick-viewport-left {overflow-x: hidden !important} .slick-viewport-right {overflow-x: auto !important}'
 PALETTE = [f'#{255 - i * 105 // 63:02x}{255 - i * 225 // 63:02x}{255 - i * 235 // 63:02x}' for i in range(64)]
 
 
@@ -105,6 +107,7 @@ def _heat_map(report: Report, letter: str, highest: float) -> Any:
         y_range=report.names[::-1],
         x_axis_label=_level(report),
         height=100 + 22 * len(report.names),
+        max_width=220 + 120 * len({*data['level']}),
         **_frame(hover),
     )
     colour = {'field': 'value', 'transform': LinearColorMapper(palette=PALETTE, low=0, high=highest, nan_color='gray')}
@@ -205,7 +208,7 @@ def _table(reports: Sequence[Report], letters: Sequence[str]) -> Any:
                 TableColumn(field=field, title=f'{render.HEADINGS[metric]} {letter}', formatter=style, width=90)
             )
     source = ColumnDataSource(data)
-    style = dict(index_position=None, reorderable=False, autosize_mode='none', frozen_columns=1)
+    style = dict(index_position=None, reorderable=False, autosize_mode='none', frozen_columns=1, stylesheets=[SCROLL])
     height = ROW * (len(places) + 2)  # all rows, a head, and room for a scroll bar below where the window is narrow
     return DataTable(
         source=source, columns=columns, row_height=ROW, height=height, sizing_mode='stretch_width', **style
