@@ -37,4 +37,6 @@ def run(args: argparse.Namespace) -> None:
         classifier = dataclasses.replace(classifier, aa=args.aa)
     fitted = fit_report(report, classifier, measurement.temperature(classifier), args.data_dir)
     fitted.save(output)
-    print(f'\n{report}\n\n{fitted}\n\nwrote {output}/fit.json, fit.png, report.json, .csv, .md, .html and confidence.png')
+    print(
+        f'\n{report}\n\n{fitted}\n\nwrote {output}/fit.json, fit.png, report.json, .csv, .md, .html and confidence.png'
+    )
