@@ -23,6 +23,14 @@ from timm_molly.robustness.report import Report
 T = np.array([0.0, *TEMPERATURES])
 
 
+# How often molly draws t near each: Beta(1, 2) has the distribution 1 - (1 - t)^2.
+SHARE = -np.diff((1 - np.array([0, *(T[1:] + T[:-1]) / 2, 1])) ** 2)
+
+
+def rms(gap):
+    return np.sqrt(SHARE @ np.asarray(gap) ** 2)
+
+
 def report(confidence, correct, num_classes=10, images=10_000, names=('noise', 'blur')):
     """A net of which confidence and share correct are known functions of t."""
     at = {t: cell(1 - float(correct(t)), images, confidence=float(confidence(t))) for t in T}
@@ -54,7 +62,7 @@ def sure(t):
 def test_a_gap_that_one_smoothing_closes_gives_that_smoothing(smoothing, num_classes):
     of = report(sure, smoothed(sure, lambda t: smoothing, num_classes), num_classes)
     for name in ('noise', 'blur'):
-        np.testing.assert_allclose(fit_gap(name, of).smoothing, smoothing, atol=1e-9)
+        np.testing.assert_allclose(fit_gap(name, of, MollyConfig()).smoothing, smoothing, atol=1e-9)
     found = fit_report(of, network())
     assert found.added == pytest.approx(smoothing, abs=1e-9)
     assert found.left['constant'] < 1e-9
@@ -66,7 +74,7 @@ def test_a_gap_that_one_smoothing_closes_gives_that_smoothing(smoothing, num_cla
 def test_a_gap_that_follows_a_power_gives_that_power(power):
     laws = {'noise': lambda t: np.sin(np.pi * t / 2) ** (2 * power), 'blur': lambda t: t**power}
     for name, law in laws.items():
-        gap = fit_gap(name, report(sure, smoothed(sure, law), names=(name,)))
+        gap = fit_gap(name, report(sure, smoothed(sure, law), names=(name,)), MollyConfig())
         assert gap.power == pytest.approx(power, rel=0.006)
         np.testing.assert_allclose(gap.left(gap.gamma(gap.t)), 0, atol=0.005)
 
@@ -78,7 +86,7 @@ share = st.integers(0, 1000).map(lambda n: n / 1000)  # no two so near each othe
 @settings(max_examples=50, deadline=None)
 def test_the_smoothing_at_each_t_closes_its_gap(values):
     of = dict(zip(T, values, strict=True))
-    gap = fit_gap('blur', report(lambda t: of[t][0], lambda t: of[t][1], names=('blur',)))
+    gap = fit_gap('blur', report(lambda t: of[t][0], lambda t: of[t][1], names=('blur',)), MollyConfig())
     for (confidence, correct), gamma in zip(values, gap.smoothing, strict=True):
         after = (1 - gamma) * confidence + gamma / 10
         if correct >= confidence or confidence <= 0.1:
@@ -93,14 +101,14 @@ def test_no_other_constant_and_no_other_power_leaves_less(gaps):
     at = dict(zip(T, gaps, strict=True))
     found = fit_report(report(sure, lambda t: max(0.0, sure(t) - at[t])), network())
 
-    def rms(gamma):
-        return np.sqrt(np.mean(np.concatenate([gap.left(gamma(gap)) for gap in found.gaps.values()]) ** 2))
+    def left(gamma):
+        return np.sqrt(np.mean([rms(gap.left(gamma(gap))) ** 2 for gap in found.gaps.values()]))
 
-    assert found.left['constant'] == pytest.approx(rms(lambda gap: found.added))
-    assert found.left['none'] == pytest.approx(rms(lambda gap: 0.0))
-    assert all(rms(lambda gap, s=s: s) >= found.left['constant'] - 1e-9 for s in np.linspace(0, 0.99, 100))
+    assert found.left['constant'] == pytest.approx(left(lambda gap: found.added))
+    assert found.left['none'] == pytest.approx(left(lambda gap: 0.0))
+    assert all(left(lambda gap, s=s: s) >= found.left['constant'] - 1e-9 for s in np.linspace(0, 0.99, 100))
     powers = np.geomspace(0.05, 1000, 200)
-    assert all(rms(lambda gap, k=k: gap.gamma(gap.t, k)) >= found.left['varying'] - 2e-3 for k in powers)
+    assert all(left(lambda gap, k=k: gap.gamma(gap.t, k)) >= found.left['varying'] - 2e-3 for k in powers)
 
 
 CASES = {
@@ -121,8 +129,8 @@ CASES = {
     ),
     'unsure': (lambda t: sure(t) + 0.03, 'less sure than it is right, by 0.030 on average.', None),
     'mixed': (
-        lambda t: sure(t) + (0.1 if t < 0.5 else -0.05),
-        f'differ by {np.sqrt(np.mean([0.1**2 if t < 0.5 else 0.05**2 for t in T])):.3f} (rms over t), in a way that',
+        lambda t: sure(t) + (0.1 if t < 0.25 else -0.07),
+        f'differ by {rms(np.where(T < 0.25, 0.1, 0.07)):.3f} (rms over the t of training), in a way that',
         None,
     ),
 }
@@ -213,12 +221,22 @@ def test_smoothing_that_is_not_known_is_added_to():
     assert str(found).endswith('Train with: --aa molly-w, and with 0.3 more --smoothing than this time')
 
 
+def test_a_gap_counts_as_often_as_training_draws_its_t():
+    """A net that never saw much noise and blur need not know what they do to it."""
+    of = report(sure, lambda t: sure(t) - 0.3 * (t > 0.5))
+    assert fit_report(of, network('molly-b9-k100', smoothing=0.0)).case == 'none'
+    found = fit_report(of, network('molly-k100', smoothing=0.0))
+    assert found.case == 'varying'
+    for gap in found.gaps.values():
+        np.testing.assert_allclose(gap.share, SHARE)
+
+
 def test_few_images_make_no_gap_of_chance():
     many = fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network())
     few = fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
     assert (many.case, few.case) == ('constant', 'none')
     assert 'No gap that 400 images can show' in str(few)
-    assert 'differ by 0.040 (rms over t), and chance alone makes up to 0.050.' in str(few)
+    assert 'differ by 0.040 (rms over the t of training), and chance alone makes up to 0.050.' in str(few)
     assert ('smoothing that closes it' in str(many), 'smoothing that closes it' in str(few)) == (True, False)
 
 

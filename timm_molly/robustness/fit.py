@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from timm_molly.tables import aligned
 
 try:
     from scipy.optimize import minimize_scalar
+    from scipy.stats import beta
 except ImportError as error:
     raise needs('fitting', 'robustness', error) from None
 
@@ -49,6 +50,7 @@ class Gap:
         t: In [0, 1], 0 for the clean images.
         confidence: Mean confidence c at each t.
         correct: Share of correct answers a at each t.
+        share: Of the t that training draws, those nearest to each; they sum to 1, and say how much each gap counts.
         power: Label power whose smoothing gamma(t) comes nearest to closing the gap.
     """
 
@@ -57,6 +59,7 @@ class Gap:
     t: tuple[float, ...]
     confidence: tuple[float, ...]
     correct: tuple[float, ...]
+    share: tuple[float, ...]
     power: float
 
     @property
@@ -93,8 +96,8 @@ class Fit:
         case: 'none' (no gap), 'constant' (the same smoothing would close it at every t), 'varying' (a smoothing that
             depends on t comes nearer), 'unsure' (the network is less sure than it is right) or 'mixed' (neither leaves
             less than half of it).
-        left: What is left of the gap, as root mean square over the t: as it is ('none'), with one smoothing
-            ('constant'), and with the powers ('varying').
+        left: What is left of the gap, as root mean square over the t that training draws: as it is ('none'), with one
+            smoothing ('constant'), and with the powers ('varying').
         added: Smoothing that would close the gap at every t best, on top of the training's own.
         aa: The aa string to train with; None where the figures give no answer.
         smoothing: The --smoothing to train with; None likewise, and where the training's own is not known.
@@ -163,16 +166,16 @@ class Fit:
             left, images = self.left['none'], self.report.data.images
             return (
                 f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f't), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
+                f'the t of training), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
             )
         if self.case == 'unsure':
             return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.'
         if self.case == 'mixed':
             return (
-                f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over t), in a way that neither '
-                f'one smoothing nor label powers would mend.'
+                f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over the t of training), in a '
+                f'way that neither one smoothing nor label powers would mend.'
             )
-        begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over t).'
+        begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over the t of training).'
         if not self.drawn:
             return begin
         powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
@@ -255,15 +258,15 @@ def fit_report(
     """
     if report.not_finite:
         raise UserError(f'the model gave logits that are not finite in {", ".join(report.not_finite)}')
-    gaps = {name: fit_gap(name, report) for name in report.names}
+    config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
+    gaps = {name: fit_gap(name, report, config or MollyConfig()) for name in report.names}
     added = _constant(gaps)
     left = {
-        'none': _rms([gap.left(0.0) for gap in gaps.values()]),
-        'constant': _rms([gap.left(added) for gap in gaps.values()]),
-        'varying': _rms([gap.left(gap.gamma(gap.t)) for gap in gaps.values()]),
+        'none': _rms(gaps, lambda gap: 0.0),
+        'constant': _rms(gaps, lambda gap: added),
+        'varying': _rms(gaps, lambda gap: gap.gamma(gap.t)),
     }
     case = _case(left, gaps, max(SMALL, _chance(report)))
-    config, rest = split_aa(classifier.aa) if classifier.aa else (None, None)
     settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
     own = settings.get('smoothing')
     smoothing = own = float(own) if isinstance(own, (int, float)) else None
@@ -297,34 +300,39 @@ def fit_report(
     )
 
 
-def fit_gap(degradation: str, report: Report) -> Gap:
-    """Take the gap under one degradation, and find the power whose smoothing leaves least of it over t in (0, 1].
+def fit_gap(degradation: str, report: Report, config: MollyConfig) -> Gap:
+    """Take the gap under one degradation, and find the power whose smoothing leaves least of it.
 
     Args:
         degradation: 'noise' or 'blur'.
         report: Of mollification.
+        config: Of the training; a gap counts as often as it draws such t, for no label changes what is never drawn.
     """
     cells = {**report.at('clean'), **report.at(degradation)}
     confidence = tuple(cell.confidence for cell in cells.values())
     correct = tuple(1 - cell.error for cell in cells.values())
-    gap = Gap(degradation, report.data.num_classes, tuple(cells), confidence, correct, 1.0)
+    t = np.asarray([*cells])
+    bounds = [0, *(t[1:] + t[:-1]) / 2, 1]
+    share = tuple(np.diff(beta.cdf(bounds, config.alpha, config.beta)).tolist())
+    gap = Gap(degradation, report.data.num_classes, tuple(cells), confidence, correct, share, 1.0)
 
     def left(power: float) -> float:
-        return _rms([gap.left(gap.gamma(gap.t, power))])
+        return _rms({degradation: gap}, lambda gap: gap.gamma(gap.t, power))
 
     # On a coarse grid first: far from the answer the gap hardly depends on the power, and a search could stop there.
     grid = np.geomspace(*POWERS, 200)
     best = int(np.argmin([left(power) for power in grid]))
-    bounds = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
-    found = minimize_scalar(lambda log_power: left(np.exp(log_power)), bounds=bounds, method='bounded')
+    around = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
+    found = minimize_scalar(lambda log_power: left(np.exp(log_power)), bounds=around, method='bounded')
     return dataclasses.replace(gap, power=float(f'{np.exp(found.x):.3g}'))
 
 
 def _constant(gaps: Mapping[str, Gap]) -> float:
     """The smoothing, the same at every t, that leaves the smallest root mean square of the gap."""
+    share = np.concatenate([each.share for each in gaps.values()])
     gap = np.concatenate([each.left(0.0) for each in gaps.values()])
     room = np.concatenate([each.left(0.0) - each.left(1.0) for each in gaps.values()])
-    return float(np.clip(gap @ room / max(room @ room, 1e-12), 0, 0.99))
+    return float(np.clip(share * gap @ room / max(share * room @ room, 1e-12), 0, 0.99))
 
 
 def _case(left: Mapping[str, float], gaps: Mapping[str, Gap], small: float) -> str:
@@ -348,11 +356,12 @@ def _few(report: Report) -> bool:
 
 
 def _mean(gaps: Mapping[str, Gap]) -> float:
-    return float(np.mean(np.concatenate([gap.left(0.0) for gap in gaps.values()])))
+    return float(np.mean([np.dot(gap.share, gap.left(0.0)) for gap in gaps.values()]))
 
 
-def _rms(parts: list[NDArray[np.float64]]) -> float:
-    return float(np.sqrt(np.mean(np.concatenate(parts) ** 2)))
+def _rms(gaps: Mapping[str, Gap], gamma: Callable[[Gap], ArrayLike]) -> float:
+    """Root mean square, over the t of training, of what a smoothing leaves of the gaps."""
+    return float(np.sqrt(np.mean([np.dot(gap.share, gap.left(gamma(gap)) ** 2) for gap in gaps.values()])))
 
 
 def _gamma(degradation: str, t: ArrayLike, power: float) -> NDArray[np.float64]:
