@@ -91,7 +91,7 @@ def test_other_settings_are_refused_while_one_measures(arguments, log, capsys):
     wait_for(f'{log}.hangs', processes[0])
     assert main(['validate', *arguments, '--seed', '7']) == 2
     assert (
-        'holds another measurement (there and now: benchmark.seed: 42, 7): choose another --output'
+        'holds another measurement (there and now: benchmark.seed: 42, 7): delete it, or choose another --output'
         in capsys.readouterr().err
     )
     processes[0].kill()

@@ -185,7 +185,7 @@ def test_a_folder_of_another_run_is_left_alone(flags, tmp_path, capsys):
         *arguments,
         '--seed',
         1,
-        words='holds another measurement (there and now: benchmark.seed: 42, 1): choose another --output',
+        words='holds another measurement (there and now: benchmark.seed: 42, 1): delete it, or choose another --output',
     )
     refused(capsys, *arguments, '--use-ema', words='model.sha256')
     assert (tmp_path / 'report.json').read_bytes() == before

@@ -409,6 +409,13 @@ def test_measuring_training_images_is_noted(flags, tmp_path, caplog, inside):
     assert Report.load(tmp_path).data.split == (None if inside else 'train')  # a folder of classes is no split
 
 
+def test_a_temperature_of_training_images_is_noted(flags, tmp_path, caplog):
+    words = ['--corruptions', 'fog', '--severities', '1', '--calibrate', 'train', '-o']
+    assert main(['validate', *flags, *words, str(tmp_path)]) == 0
+    assert caplog.text.count('trained on') == 1
+    assert 'note: those of the temperature may be images that the model was trained on: ' in caplog.text
+
+
 def test_held_out_images_are_not_suspected(flags, tmp_path, caplog):
     assert main(['validate', *flags, '--corruptions', 'fog', '--severities', '1', '-o', str(tmp_path)]) == 0
     assert 'trained on' not in caplog.text

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = 'put reports side by side'
-DESCRIPTION = 'Put two or more reports of timm-molly validate side by side, with differences to the first.'
+DESCRIPTION = 'Put two to six reports of timm-molly validate side by side, with differences to the first.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -122,8 +122,10 @@ def check(args: argparse.Namespace) -> None:
     """
     try:
         import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
         import tqdm  # noqa: F401
+
+        if args.data_dir is None:
+            import sklearn  # noqa: F401
 
         from timm_molly.robustness import conditions, figures  # noqa: F401
     except ImportError as error:

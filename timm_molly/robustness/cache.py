@@ -133,7 +133,8 @@ class Store:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
         if different:
             raise UserError(
-                f'{folder} holds another measurement (there and now: {"; ".join(different)}): choose another --output'
+                f'{folder} holds another measurement (there and now: {"; ".join(different)}): delete it, or choose '
+                'another --output'
             )
 
 

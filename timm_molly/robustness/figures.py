@@ -42,11 +42,16 @@ def save_all(report: Report, folder: Path) -> list[str]:
     """
     pictures = draw(report)
     for name, figure in pictures.items():
-        width = int(16 * figure.get_figwidth())  # characters, of this size
-        lines = textwrap.fill(render.title(report), width, break_on_hyphens=False)
-        figure.suptitle(lines.replace('$', r'\$'), fontsize=7, color='#666666')
+        _name(figure, report)
         save_figure(figure, folder / f'{name}.png')
     return list(pictures)
+
+
+def _name(figure: Figure, report: Report) -> None:
+    """Write above a picture what was measured on what."""
+    width = int(16 * figure.get_figwidth())  # characters, of this size
+    lines = textwrap.fill(render.title(report), width, break_on_hyphens=False)
+    figure.suptitle(lines.replace('$', r'\$'), fontsize=7, color='#666666')
 
 
 def draw(report: Report) -> dict[str, Figure]:
@@ -80,6 +85,7 @@ def fit(report: Report, found: Fit) -> Figure:
             ax.legend(frameon=False, fontsize=7.5)
     for ax in axes[-1]:
         ax.set_xlabel('t (0 is clean)', fontsize=9)
+    _name(figure, report)
     return figure
 
 
@@ -87,6 +93,9 @@ def _smoothing(ax: Axes, gap: Gap, found: Fit) -> None:
     """The label smoothing that closes a gap, and what one value and the label power nearest to it give."""
     fine = np.linspace(0, 1, 101)
     chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
+    often = np.asarray(gap.share) / np.gradient(gap.t)
+    often[[0, -1]] *= 2  # of which half is inside of [0, 1]
+    ax.fill_between(gap.t, often / often.max(), color='#ececec', linewidth=0, label='how often training draws t')
     ax.plot(gap.t, gap.smoothing, 'o', color=COLOURS[gap.degradation], markersize=4, label='closes the gap')
     ax.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
     label = f'labels of power {gap.power:g}: k{gap.degradation[0]}{gap.power:g}'
