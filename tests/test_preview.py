@@ -22,7 +22,7 @@ def photo(tmp_path):
 
 def draw_small(config, num_classes=10):
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return draw(x, torch.zeros(3), torch.ones(3), MollyConfig.from_string(config), num_classes)
+    return draw(x, torch.zeros(3), torch.ones(3), MollyConfig.from_string(config), num_classes, config)
 
 
 def captions(figure):
@@ -101,8 +101,10 @@ def rows_of(monkeypatch):
     """What is drawn: the normalised images, and with which mean, std and number of classes."""
     found = {}
 
-    def draw(x, mean, std, config, num_classes):
-        found.update(x=x, mean=mean.tolist(), std=std.tolist(), config=str(config), num_classes=num_classes)
+    def draw(x, mean, std, config, num_classes, title):
+        found.update(
+            x=x, mean=mean.tolist(), std=std.tolist(), config=str(config), num_classes=num_classes, title=title
+        )
         return Figure()
 
     monkeypatch.setattr('timm_molly.preview.draw', draw)
@@ -147,6 +149,7 @@ def test_timms_policy_is_drawn_too_and_the_same_each_time(photo, rows_of, policy
     for aa in ('molly', f'molly+{policy}', f'molly+{policy}'):
         preview([photo], aa, 48)
         drawn.append(rows_of['x'])
+        assert rows_of['title'] == aa
         np.random.rand(), random.random()
     assert not torch.allclose(drawn[0], drawn[1], atol=0.05)
     assert torch.equal(drawn[1], drawn[2])

@@ -348,12 +348,12 @@ class Classifier:
         model = create_model(trained, {'num_classes': num_classes, **arguments, 'pretrained': False})
         _load(model, checkpoint, trained, source)
         aa = settings.get('aa')
-        classes = getattr(model, 'num_classes', None)
+        names = training.label_names(settings, getattr(model, 'num_classes', None)) if settings else _labels(model)
         return cls(
             model.eval(),
             **_image_settings(model, arguments['in_chans'], settings, merged, given, source),
             name=trained,
-            label_names=training.label_names(settings, classes) if settings else _labels(model),
+            label_names=names,
             aa=aa if isinstance(aa, str) and aa else None,
             model_args=arguments,
             training=Training(source, checkpoint.ema, settings, checkpoint.epoch, checkpoint.metric),
@@ -430,8 +430,8 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
             )
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
     missing = f'there is no folder {path} here'
-    if path.parent != Path() and path.parent.is_dir():
-        missing += hint(path.name, (each.name for each in path.parent.iterdir()))
+    if path.parent.is_dir():
+        missing += hint(path.name, (each.name for each in path.parent.glob('*')))  # none where it may not be read
         _logger.warning('note: %s, so it is looked for on the Hub', missing)
     try:
         return Classifier.from_hub(str(place), revision, token)

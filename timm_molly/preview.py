@@ -75,7 +75,8 @@ def preview(
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
         raise UserError(f'mean and std must be 1 or 3 numbers, and std above 0, got {mean} and {std}')
     x = _read([file for path in images for file in _files(path)], img_size, mean, std, policy)
-    return draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes)
+    title = f'{config}+{policy}' if policy else str(config)
+    return draw(x, torch.tensor(mean), torch.tensor(std), config, num_classes, title)
 
 
 def of_model(name: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Strip:
     widths: Sequence[str]
 
 
-def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int | None) -> Figure:
+def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes: int | None, title: str) -> Figure:
     """Draw the grid and the label schedules.
 
     Args:
@@ -134,6 +135,7 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         std: standard deviation (3,) that they were normalised with.
         config: The settings.
         num_classes: Number of classes K of the label; None for labels that are each present or absent.
+        title: The aa string, of which the other policy was drawn.
     """
     from matplotlib.figure import Figure
 
@@ -152,7 +154,9 @@ def draw(x: Tensor, mean: Tensor, std: Tensor, config: MollyConfig, num_classes:
         left += CELL * len(TEMPERATURES) + GAP
     plot_width = min(3.6, width - 1.2)
     place = ((width - plot_width) / 2 / width, 0.55 / height, plot_width / width, PLOT / height)
-    _draw_schedules(figure.add_axes(place), strips, config, num_classes)
+    axes = figure.add_axes(place)
+    axes.set_title(title, fontsize=8)
+    _draw_schedules(axes, strips, config, num_classes)
     return figure
 
 
@@ -230,7 +234,6 @@ def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig
     axes.set_xlabel('t', fontsize=8)
     said = f'the label, K = {num_classes}' if num_classes else 'a label that is present'
     axes.set_ylabel('weight of the loss' if config.weighted else f'confidence in {said}', fontsize=8)
-    axes.set_title(str(config), fontsize=8)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.03, 1.03)
     axes.tick_params(labelsize=7)

@@ -21,6 +21,8 @@ from timm_molly.robustness.figures import blank, dress
 HERE = Path(__file__).parent
 STUDIES = ('cifar10', 'cifar10_tenth')
 LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'k2': '#e0a030', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
+# Where the strength is written, for points that lie near each other.
+BESIDE = {'hard': {'xytext': (5, -8)}, 'weighted': {'xytext': (-5, -7), 'ha': 'right'}}
 MARKERS = {'crop_flip': 'o', 'smoothing': 's', 'strong_smoothing': 'D'}
 PANELS = {'corrupted error': 'error % on corrupted images', 'corrupted ece': 'ECE on corrupted images'}
 
@@ -49,7 +51,12 @@ def draw(studies: list[dict[str, Any]]) -> Figure:
                     filled = colour if roles(run) == 'xnb' else 'white'
                     marker = MARKERS[run['recipe']]
                     ax.plot(x, y, marker, color=colour, markerfacecolor=filled, markersize=6)
-                    ax.annotate(strength(run), (x, y), xytext=(4, 4), textcoords='offset points', fontsize=6.5)
+                    style = {
+                        'textcoords': 'offset points',
+                        'fontsize': 6.5,
+                        **BESIDE.get(label if roles(run) == 'xnb' else '', {'xytext': (4, 4)}),
+                    }
+                    ax.annotate(strength(run), (x, y), **style)
             dress(ax, heading, 'error % on clean images')
         row[0].set_ylabel(study['title'], fontsize=8)
     handles = [axes[0][0].plot([], [], 'o', color=colour, label=label)[0] for label, colour in LABELS.items()]

@@ -85,6 +85,12 @@ def test_bad_options_are_named_in_a_line_before_training(tmp_path, capsys, monke
     assert words in error
 
 
+def test_images_of_ones_own_need_no_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    assert main(['demo', '--data-dir', str(tmp_path / 'missing'), '--output', str(tmp_path / 'out')]) == 2
+    assert 'needs more' not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('package', ['matplotlib', 'sklearn', 'tqdm'])
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch, package):
     monkeypatch.chdir(tmp_path)

@@ -231,6 +231,22 @@ def test_a_gap_counts_as_often_as_training_draws_its_t():
         np.testing.assert_allclose(gap.share, SHARE)
 
 
+@pytest.mark.parametrize('aa', ['molly', 'molly-w+rand-m9', 'rand-m9', None])
+@pytest.mark.parametrize('confidence', [0.11, 0.9])
+def test_a_net_that_guesses_is_to_be_trained_longer(aa, confidence):
+    found = fit_report(report(lambda t: confidence, lambda t: 0.105), network(aa, smoothing=0.0), 30.0)
+    assert (found.aa, found.smoothing, found.drawn) == (None, None, False)
+    line = split_aa(aa)[0] if aa else None
+    again = '+'.join(filter(None, [str(line or 'molly'), split_aa(aa)[1] if aa else None]))
+    assert str(found).endswith(
+        f'Do this next: train with --aa {again} --smoothing 0, fit that, and compare their errors. '
+        'This one is hardly better than guessing, so train longer.'
+    )
+    assert 'divide' not in str(found)
+    better = fit_report(report(lambda t: confidence, lambda t: 0.3), network(aa, smoothing=0.0), 30.0)
+    assert 'guessing' not in str(better)
+
+
 def test_few_images_make_no_gap_of_chance():
     many = fit_report(report(sure, lambda t: sure(t) - 0.04, images=10_000), network())
     few = fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
@@ -243,12 +259,16 @@ def test_few_images_make_no_gap_of_chance():
 def test_the_smoothing_is_drawn_where_there_is_a_gap():
     for aa, left, rows in (('molly-w', 0.01, 1), ('molly-w', 0.3, 2), ('rand-m9', 0.3, 1)):
         found = fit_report(report(sure, lambda t, left=left: sure(t) - left), network(aa, smoothing=0.0))
-        axes = figures.fit(found.report, found).axes
+        drawn = figures.fit(found.report, found)
+        axes = drawn.axes
+        assert drawn.get_suptitle() == str(found.report).partition('\n')[0]
         assert len(axes) == 2 * rows
         assert [ax.get_xlabel() for ax in axes[-2:]] == 2 * ['t (0 is clean)']
         if rows == 2:
             for ax, gap in zip(axes[2:], found.gaps.values(), strict=True):
                 np.testing.assert_allclose(ax.lines[0].get_ydata(), gap.smoothing)
+                drawn_at = dict(ax.collections[0].get_paths()[0].vertices[1 : len(T) + 1])  # Beta(1, 2) falls to 0 at 1
+                np.testing.assert_allclose([drawn_at[t] for t in T[1:-1]], (1 - T[1:-1]) / (1 - T[1] / 4), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from support.reports import cell, empty, made, mollified
 from timm_molly.cli import main
 from timm_molly.robustness import html
 from timm_molly.robustness.compare import compare
+from timm_molly.robustness.conditions import TEMPERATURES
 from timm_molly.robustness.report import Bins
 
 pytest.importorskip('bokeh')
@@ -99,6 +100,19 @@ def test_a_figure_is_rounded_one_way():
     found = documents(html.page([made(cells={('clean', 0): cell(0.1), ('fog', 1): cell(0.8025)})], ['net']))
     assert '80.2' in strings(found)  # of the heat map
     assert [10.0, 80.2] in lists(found)  # of the table
+
+
+def test_columns_that_are_many_have_whole_numbers_and_few_are_narrow():
+    def texts(of):
+        plot = html._heat_map(of, '', 1.0)
+        return plot.renderers[-1].data_source.data['text'], plot.max_width
+
+    of = {('noise', t): cell(0.123) for t in TEMPERATURES}
+    many, wide = texts(made({'kind': 'mollification', 'roles': 'n', 'seed': 1}, of))
+    assert all(re.fullmatch(r'\d+', text) for text in many)
+    few, narrow = texts(made(cells={('fog', 3): cell(0.123)}))
+    assert list(few) == ['12.3']
+    assert narrow < 400 < wide
 
 
 def test_a_bin_of_few_images_is_a_small_point():
@@ -240,9 +254,10 @@ def test_the_table_is_as_long_as_its_cells(browser, tmp_path, width):
     browser.get((tmp_path / 'page.html').as_uri())
 
     def shown():
-        get = '[each.clientHeight >= each.scrollHeight, each.clientHeight]'
+        get = '[each.clientHeight >= each.scrollHeight, each.clientHeight, each.offsetHeight]'
         return browser.execute_script(f'{DEEP} return found.map(each => {get});', '.slick-viewport')
 
     assert wait(shown)
-    assert all(whole for whole, _ in shown())
-    assert max(height for _, height in shown()) >= 25 * len(made().cells)
+    assert all(whole for whole, *_ in shown())
+    assert max(height for _, height, _ in shown()) >= 25 * len(made().cells)
+    assert width == 480 or all(inner == outer for _, inner, outer in shown())  # no scroll bar where all of it fits

@@ -181,6 +181,11 @@ def test_one_severity_has_no_column_of_its_own():
     assert 'error %' in str(of)
 
 
+def test_compare_says_which_was_trained_with_molly():
+    both = str(timm_molly.compare([made(name='a'), made(name='b', aa='molly-b4')]))
+    assert '\nA: a\nB: b, trained with --aa molly-b4\n' in both
+
+
 def test_compare_takes_more_than_two(tmp_path, capsys):
     for name in 'abc':
         (tmp_path / name).mkdir()

@@ -60,10 +60,7 @@ def read_run(path: Path, name: str | None = None, use_ema: bool | None = None) -
         'validation': _validation(source.with_name('summary.csv'), classifier.training),
         'base_model': _base_model(trained, settings),
     }
-    return dataclasses.replace(
-        classifier,
-        about={key: value for key, value in about.items() if value is not None},
-    )
+    return dataclasses.replace(classifier, about={key: value for key, value in about.items() if value is not None})
 
 
 def _agreed(written: Mapping[str, Any], checkpoint: Checkpoint, source: Path, name: str | None) -> Mapping[str, Any]:

@@ -104,7 +104,8 @@ class Comparison:
         return [chr(ord('A') + i) for i in range(len(self.reports))]
 
     def _above(self) -> str:
-        key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), self.names, strict=True))
+        names = map(render.known_as, self.reports, self.names)
+        key = '\n'.join(f'{letter}: {name}' for letter, name in zip(self._letters(), names, strict=True))
         return f'{render.subject(self.reports[0])}\n\n{key}\n\n{render.chance(self.reports)}'
 
 
@@ -142,5 +143,5 @@ def measured(report: Report) -> dict[str, Any]:
     """What two reports must share to be compared; names of folders and models may differ."""
     benchmark = plain(dataclasses.replace(report.benchmark, name=None, taught=None))
     data = {'images': report.data.images, 'num_classes': report.data.num_classes, 'labels': report.data.labels}
-    t = sorted({level for place, level in report if place != CLEAN[0]}) if report.benchmark.mollified else None
+    t = [*report.at(report.names[0])] if report.benchmark.mollified else None
     return {**benchmark, **data, 'clean': CLEAN in report, 't': t}

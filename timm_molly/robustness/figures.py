@@ -93,9 +93,8 @@ def _smoothing(ax: Axes, gap: Gap, found: Fit) -> None:
     """The label smoothing that closes a gap, and what one value and the label power nearest to it give."""
     fine = np.linspace(0, 1, 101)
     chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
-    often = np.asarray(gap.share) / np.gradient(gap.t)
-    often[[0, -1]] *= 2  # of which half is inside of [0, 1]
-    ax.fill_between(gap.t, often / np.max(often), color='#ececec', linewidth=0, label='how often training draws t')
+    often = gap.density / np.max(gap.density)
+    ax.fill_between(gap.t, often, color='#ececec', linewidth=0, label='how often training draws t')
     ax.plot(gap.t, gap.smoothing, 'o', color=COLOURS[gap.degradation], markersize=4, label='closes the gap')
     ax.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
     label = f'labels of power {gap.power:g}: k{gap.degradation[0]}{gap.power:g}'

@@ -77,6 +77,11 @@ class Gap:
         gap = np.subtract(self.confidence, self.correct, dtype=np.float64)
         return np.asarray(gap - np.asarray(gamma, np.float64) * self._room, np.float64)
 
+    @property
+    def density(self) -> NDArray[np.float64]:
+        """How often training draws t near each."""
+        return np.asarray(self.share) / np.diff(_bounds(self.t))
+
     def gamma(self, t: ArrayLike, power: float | None = None) -> NDArray[np.float64]:
         """Smoothing at t of a label power, of the fitted one by default."""
         return _gamma(self.degradation, t, self.power if power is None else power)
@@ -104,7 +109,8 @@ class Fit:
         temperature: The one that all logits can be divided by instead; None where none can be fitted.
         doubts: What speaks against it, a clause each.
         again: The aa string of a training without smoothing to fit next: with hard labels, where this one cannot tell,
-            with ones that keep more confidence, where its own leave the network unsure; None where neither is so.
+            with ones that keep more confidence, where its own leave the network unsure, with the same, where it has not
+            learnt yet; None where none is so.
         because: What `again` is for, a sentence.
     """
 
@@ -275,7 +281,8 @@ def fit_report(
     best = config or MollyConfig()
     plain = config is None and bool(classifier.aa or settings)
     untold = _untold(config, plain, case)
-    again = _again(best, bool(untold), case, own)
+    guesses = next(iter(gaps.values())).correct[0] <= 1 / report.data.num_classes + _chance(report)
+    again = best if guesses else _again(best, bool(untold), case, own)
     if case == 'varying':
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
@@ -284,7 +291,10 @@ def fit_report(
         doubts.append(f'{report.data.images} images are few: chance alone makes up to {_chance(report):.3f}')
     if case == 'varying' and left['varying'] > POOR:
         doubts.append(f'even the best powers leave a gap of {left["varying"]:.3f}')
-    answered = not untold and case not in ('unsure', 'mixed')
+    answered = not untold and not guesses and case not in ('unsure', 'mixed')
+    because = 'It shows what your data need.' if untold else 'Its labels keep more confidence.' if again else None
+    if guesses:
+        because = 'This one is hardly better than guessing, so train longer.'
     return Fit(
         report=report,
         gaps=gaps,
@@ -296,7 +306,7 @@ def fit_report(
         temperature=temperature,
         doubts=tuple(doubts),
         again=_line(again, rest) if again else None,
-        because='It shows what your data need.' if untold else 'Its labels keep more confidence.' if again else None,
+        because=because,
     )
 
 
@@ -311,9 +321,7 @@ def fit_gap(degradation: str, report: Report, config: MollyConfig) -> Gap:
     cells = {**report.at('clean'), **report.at(degradation)}
     confidence = tuple(cell.confidence for cell in cells.values())
     correct = tuple(1 - cell.error for cell in cells.values())
-    t = np.asarray([*cells])
-    bounds = [0, *(t[1:] + t[:-1]) / 2, 1]
-    share = tuple(np.diff(beta.cdf(bounds, config.alpha, config.beta)).tolist())
+    share = tuple(np.diff(beta.cdf(_bounds(tuple(cells)), config.alpha, config.beta)).tolist())
     gap = Gap(degradation, report.data.num_classes, tuple(cells), confidence, correct, share, 1.0)
 
     def left(power: float) -> float:
@@ -322,9 +330,14 @@ def fit_gap(degradation: str, report: Report, config: MollyConfig) -> Gap:
     # On a coarse grid first: far from the answer the gap hardly depends on the power, and a search could stop there.
     grid = np.geomspace(*POWERS, 200)
     best = int(np.argmin([left(power) for power in grid]))
-    around = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
-    found = minimize_scalar(lambda log_power: left(np.exp(log_power)), bounds=around, method='bounded')
+    bounds = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
+    found = minimize_scalar(lambda log_power: left(np.exp(log_power)), bounds=bounds, method='bounded')
     return dataclasses.replace(gap, power=float(f'{np.exp(found.x):.3g}'))
+
+
+def _bounds(t: tuple[float, ...]) -> NDArray[np.float64]:
+    """The ends of what is nearest to each t."""
+    return np.asarray([0, *(np.add(t[1:], t[:-1]) / 2), 1], np.float64)
 
 
 def _constant(gaps: Mapping[str, Gap]) -> float:

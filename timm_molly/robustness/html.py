@@ -59,7 +59,8 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
         raise needs('a page of HTML', 'robustness', error) from None
     letters = [chr(ord('A') + i) for i in range(len(reports))] if len(reports) > 1 else ['']
     title = ' and '.join(names)
-    key = ''.join(f'<br>{letter}: {html.escape(name)}' for letter, name in zip(letters, names, strict=True) if letter)
+    known = map(html.escape, map(render.known_as, reports, names))
+    key = ''.join(f'<br>{letter}: {name}' for letter, name in zip(letters, known, strict=True) if letter)
     chance = f'<br>{render.chance(reports)}' if key else ''
     head = Div(
         text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}{chance}'
@@ -94,20 +95,22 @@ def _heat_map(report: Report, letter: str, highest: float) -> Any:
     cells = {place: cell for place, cell in report.cells.items() if place[0] != 'clean'}
     data: dict[str, list[Any]] = {'name': [name for name, _ in cells], 'level': [f'{level:g}' for _, level in cells]}
     data |= {metric: [number(metric, cell[metric]) for cell in cells.values()] for metric in HOVER}
-    crowded = len({*data['level']}) > 10
+    levels = list(dict.fromkeys(data['level']))
     data |= {
         'value': [cell.error for cell in cells.values()],
-        'text': [f'{100 * cell.error:.0f}' if crowded else number('error', cell.error) for cell in cells.values()],
+        'text': [
+            f'{100 * cell.error:.0f}' if len(levels) > 10 else number('error', cell.error) for cell in cells.values()
+        ],
         'ink': ['white' if cell.error > 0.6 * highest else 'black' for cell in cells.values()],
     }
     hover = [('', '@name @level'), *((render.HEADINGS[metric], f'@{metric}') for metric in HOVER)]
     plot = figure(
         title=f'{letter}: error %' if letter else 'error %',
-        x_range=list(dict.fromkeys(data['level'])),
+        x_range=levels,
         y_range=report.names[::-1],
         x_axis_label=_level(report),
         height=100 + 22 * len(report.names),
-        max_width=220 + 120 * len({*data['level']}),
+        max_width=220 + 120 * len(levels),
         **_frame(hover),
     )
     colour = {'field': 'value', 'transform': LinearColorMapper(palette=PALETTE, low=0, high=highest, nan_color='gray')}

@@ -156,17 +156,16 @@ class Measurement:
         if self.channels_last:
             classifier.model.to(memory_format=torch.channels_last)  # its first convolution turns the images
         images = self.images(classifier)
-        if images is not None:
-            splits = {'these': images.split, **({'those of the temperature': self.calibrate} if self.calibrate else {})}
-            for what, split in splits.items():
-                if seen_in_training(classifier, self.data_dir, split):
-                    where = self.data_dir or images.name
-                    _logger.warning('note: %s may be images that the model was trained on: %s', what, where)
+        held_out = self.images(classifier, self.calibrate) if self.calibrate else None
+        for what, of in (('these', images), ('those of the temperature', held_out)):
+            if of is not None and seen_in_training(classifier, self.data_dir, of.split):
+                where = self.data_dir or of.name
+                _logger.warning('note: %s may be images that the model was trained on: %s', what, where)
         return evaluate(
             classifier,
             images,
             conditions,
-            calibrate=self.images(classifier, self.calibrate) if self.calibrate else None,
+            calibrate=held_out,
             cache=cache,
             command=command,
             **self._how(progress),

@@ -66,6 +66,11 @@ def title(report: Report) -> str:
     return f'{report.model.label} on {subject(report)}'
 
 
+def known_as(report: Report, name: str) -> str:
+    """A name for a model beside others, with how it was trained."""
+    return f'{name}, trained with --aa {report.model.aa}' if report.model.aa else name
+
+
 def subject(report: Report) -> str:
     """Name what a model was measured on."""
     data, benchmark = report.data, report.benchmark
