@@ -126,12 +126,31 @@ def test_a_cache_goes_on_and_notices_other_images_weights_and_code(pictures, tmp
         measure(classifier(network(seed=1)), pictures, cache=tmp_path)
     with pytest.raises(UserError, match=r'holds another measurement .*data'):
         measure(classifier(), [(image + 1, label) for image, label in pictures], cache=tmp_path)
-    with pytest.raises(UserError, match=r'holds another measurement .*severities'):
-        measure(classifier(), pictures, robustness.common(severities=(3,)), cache=tmp_path)
+    with pytest.raises(UserError, match=r'holds another measurement .*seed'):
+        measure(classifier(), pictures, robustness.common(seed=1), cache=tmp_path)
     colder = network()
     colder.register_forward_hook(lambda module, x, logits: logits / 3)
     with pytest.raises(UserError, match=r'holds another measurement .*its logits are others'):
         measure(classifier(colder), pictures, cache=tmp_path)
+
+
+def test_a_quick_measurement_goes_on_to_a_whole_one(pictures, tmp_path):
+    quick = measure(classifier(), pictures, robustness.common(severities=(3,)), cache=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cells').iterdir()}
+    whole = measure(classifier(), pictures, robustness.common(), cache=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (len(quick.cells), len(whole.cells)) == (16, 76)
+    assert whole == measure(classifier(), pictures, robustness.common())
+    assert measure(classifier(), pictures, robustness.Corruptions(('fog',), (3,)), cache=tmp_path).mean.error == (
+        whole['fog', 3].error
+    )
+
+
+@pytest.mark.parametrize('settings', ['[]', '{}', '{"benchmark": 1}'])
+def test_damaged_settings_of_a_cache_are_named(settings, pictures, tmp_path):
+    (tmp_path / 'settings.json').write_text(settings)
+    with pytest.raises(UserError, match=r'settings\.json is damaged .*: delete .*, or choose another --output'):
+        measure(classifier(), pictures, cache=tmp_path)
 
 
 def test_mixed_precision_is_recorded_and_near(pictures):

@@ -285,9 +285,17 @@ def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):
 
 def test_a_place_that_was_not_measured_is_named():
     report = made()
-    for place, near in ((('fogg', 3), "'fog', 3"), (('fog', 9), "'fog', ")):
-        with pytest.raises(KeyError, match=re.escape(f'no figures of {place!r} (did you mean ({near}')):
+    said = {
+        ('fogg', 3): ' (did you mean fog?)',
+        ('fog', 9): ': fog was measured at 1, 2, 3, 4, 5',
+        ('nothing like it', 3): '',
+    }
+    for place, near in said.items():
+        with pytest.raises(KeyError) as error:
             report[place]
+        assert error.value.args == (f'no figures of {place!r}{near}',)
+    with pytest.raises(KeyError, match=r"no figures of 'fog': fog was measured at 1, 2"):
+        report['fog']
 
 
 def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from timm_molly.robustness.conditions import Condition
 from timm_molly.robustness.report import Cell, Place, Temperatures, differences, plain
 
 SETTINGS = 'settings.json'
+CHOICE = ('corruptions', 'severities')  # of cells, none of which depends on which others are measured
 
 
 class Store:
@@ -30,7 +31,7 @@ class Store:
 
     Args:
         folder: The folder, or None.
-        settings: Plain values that tell this measurement from others.
+        settings: Plain values that tell this measurement from others; it may go on with other corruptions and severities.
         classifier: What is measured.
 
     Raises:
@@ -123,19 +124,25 @@ class Store:
             write_json(path, {**settings, 'answer': answer})
             return
         try:
-            found = dict(read_json(path))
+            found = _without_choice(read_json(path))
             # A network of other code with the same weights; earlier versions did not note it.
             before = np.asarray(found.pop('answer', answer), float)
             size = max(map(abs, answer), default=0.0)  # devices differ in the last digits
             same = before.shape == (len(answer),) and np.allclose(before, answer, rtol=0, atol=0.01 * size)
-            different = differences(found, settings) + ([] if same else ['model: its logits are others'])
-        except (UserError, TypeError, ValueError) as error:
+            different = differences(found, _without_choice(settings)) + ([] if same else ['model: its logits are others'])
+        except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
         if different:
             raise UserError(
                 f'{folder} holds another measurement (there and now: {"; ".join(different)}): delete it, or choose '
                 'another --output'
             )
+
+
+def _without_choice(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings less the choice of cells."""
+    benchmark = {key: value for key, value in settings['benchmark'].items() if key not in CHOICE}
+    return {**settings, 'benchmark': benchmark}
 
 
 @torch.inference_mode()
