@@ -143,7 +143,6 @@ def test_a_bad_string_is_refused_with_the_section_and_the_choice(string, words):
         ('B4', 'b4'),
         ('weighted', 'w'),
         ('noise_power2', 'kn2'),
-        ('b', 'b4'),
     ],
 )
 def test_a_section_that_is_nearly_one_is_told_which(section, meant):
@@ -153,6 +152,13 @@ def test_a_section_that_is_nearly_one_is_told_which(section, meant):
     with pytest.raises(ValueError) as error:
         MollyConfig.from_string('molly-z4')
     assert 'did you mean' not in str(error.value)
+
+
+@pytest.mark.parametrize(('key', 'needs'), [('b', 'a number: b2'), ('k', 'a number: k2'), ('m', 'roles: mxn')])
+def test_a_section_without_its_value_is_told_so(key, needs):
+    for string in (f'molly-{key}', f'molly-{key}-2'):
+        with pytest.raises(ValueError, match=rf"section '{key}' in '{string}' \({key} needs {needs}, say\)"):
+            MollyConfig.from_string(string)
 
 
 @pytest.mark.parametrize('aa', ['moly', 'Mollly-b4', 'rand-m9+moly'])

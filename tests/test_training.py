@@ -148,10 +148,15 @@ def test_a_report_is_named_after_the_training_or_the_file(trained, image_folder,
 
 
 @pytest.mark.parametrize('command', ['validate', 'fit'])
-def test_a_folder_that_is_missing_is_said_before_the_hub_is_asked(command, monkeypatch, capsys):
+def test_a_folder_that_is_missing_is_said_before_the_hub_is_asked(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('timm.create_model', lambda *_, **__: pytest.fail('asked for weights'))
     assert main([command, '--data-dir', 'nowhere', '--model', 'resnet18']) == 2
     assert 'no such folder: nowhere (--data-dir)' in capsys.readouterr().err
+    (tmp_path / 'images').mkdir()
+    assert main([command, '--data-dir', str(tmp_path / 'imagse'), '--model', 'resnet18']) == 2
+    assert f'no such folder: {tmp_path / "imagse"} (did you mean images?) (--data-dir)' in capsys.readouterr().err
+    assert main([command, str(tmp_path / 'imagse'), '--data-dir', str(tmp_path)]) == 2
+    assert f'no such folder or checkpoint: {tmp_path / "imagse"} (did you mean images?)' in capsys.readouterr().err
     assert main([command, '--model', 'resnet18']) == 2
     assert 'no data: give --data-dir' in capsys.readouterr().err
 

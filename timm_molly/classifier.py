@@ -18,7 +18,8 @@ from typing_extensions import Unpack
 
 from timm_molly import training
 from timm_molly.config import MollyConfig, split_aa
-from timm_molly.errors import HubError, UserError, hint
+from timm_molly.errors import HubError, UserError
+from timm_molly.files import hint_beside
 from timm_molly.hub.folder import ABOUT, CONFIG, TAG, check_arguments, read_folder
 from timm_molly.plugin.register import add_models
 from timm_molly.training import DATA_KEYS, Training
@@ -431,7 +432,7 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
     missing = f'there is no folder {path} here'
     if path.parent.is_dir():
-        missing += hint(path.name, (each.name for each in path.parent.glob('*')))  # none where it may not be read
+        missing += hint_beside(path)
         _logger.warning('note: %s, so it is looked for on the Hub', missing)
     try:
         return Classifier.from_hub(str(place), revision, token)

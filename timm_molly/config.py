@@ -201,6 +201,8 @@ def _split_section(section: str, string: str) -> tuple[str, str]:
     match = _SECTION.fullmatch(section)
     if match is None:
         meant = f' (did you mean {near}?)' if (near := _near(section)) else ''
+        if section in _FIELDS:
+            meant = f' ({section} needs {"roles: mxn" if section == "m" else f"a number: {section}2"}, say)'
         raise UserError(f'unknown or malformed section {section!r} in {string!r}{meant}. Sections are {_SECTIONS}')
     key, text = (group for group in match.groups() if group is not None)
     return key, text
@@ -214,8 +216,6 @@ def _near(section: str) -> str | None:
     found = f'{keys.get(near[0], near[0])}{value}' if near else ''
     if _SECTION.fullmatch(section.lower()):
         found = section.lower()
-    elif section.lower() in keys.values():  # without its number
-        found = f'{section.lower()}4'
     elif not set(section.lower()) - set(ROLES):
         found = f'm{section.lower()}'
     return found if _SECTION.fullmatch(found) else None

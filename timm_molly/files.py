@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from timm_molly.errors import UserError
+from timm_molly.errors import UserError, hint
 
 POLL = 0.2  # seconds between two tries to take a lock
 
@@ -27,6 +27,12 @@ def writing(path: Path) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(f'cannot write {path}: {error.strerror or error}') from None
+
+
+def hint_beside(path: str | Path) -> str:
+    """Say which file or folder beside one that is not there may be meant; nothing where none is near."""
+    path = Path(path)
+    return hint(path.name, (each.name for each in path.parent.glob('*')))  # none where it may not be read
 
 
 @contextmanager

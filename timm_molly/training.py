@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from timm_molly.errors import UserError
-from timm_molly.files import read_bytes
+from timm_molly.files import hint_beside, read_bytes
 from timm_molly.weights import Checkpoint, one_line
 
 ARGS, WEIGHTS = 'args.yaml', 'model.safetensors'
@@ -57,7 +57,7 @@ def find_checkpoint(path: Path) -> Path:
         UserError: There is none.
     """
     if not path.exists():
-        raise UserError(f'no such folder or checkpoint: {path}')
+        raise UserError(f'no such folder or checkpoint: {path}{hint_beside(path)}')
     if not path.is_dir():
         return path
     found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)

@@ -110,6 +110,19 @@ def test_what_cannot_be_drawn_is_said_before_training_and_stops_none(image_folde
         make(image_folder)
 
 
+@pytest.mark.parametrize('aa', ['rand-m9', None])
+def test_a_training_without_molly_says_that_it_draws_none(aa, image_folder, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    train(make(image_folder, aa), output_dir=str(tmp_path))
+    assert 'TIMM_MOLLY_BATCH is set, but --aa has no molly: no picture of the first batch' in caplog.text
+    assert not (tmp_path / 'batch.png').exists()
+    caplog.clear()
+    make(image_folder, is_training=False)
+    monkeypatch.delenv('TIMM_MOLLY_BATCH')
+    make(image_folder, aa)
+    assert 'TIMM_MOLLY_BATCH' not in caplog.text
+
+
 def test_of_several_processes_the_first_draws(monkeypatch):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     for rank in (1, 0):
@@ -127,7 +140,7 @@ def test_naflex_images_are_put_together(image_folder, drawn, monkeypatch):
         batch_size=8,
         is_training=True,
         auto_augment='molly',
-        num_workers=0,
+        num_workers=1,
         device=torch.device('cpu'),
         mean=MEAN,
         std=STD,

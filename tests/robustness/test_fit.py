@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import json
 
 import numpy as np
@@ -391,6 +392,11 @@ def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
     assert f'--aa {kept["aa"] or kept["again"]}' in text
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
+    said = text.partition('smoothing that closes it')[2] or text
+    verdict = next(line for line in said.splitlines() if line.startswith(('No gap', 'The net', 'Confidence and')))
+    page = html.unescape((tmp_path / 'report.html').read_text())
+    assert json.dumps(verdict)[1:-1] in page
+    assert f'--aa {kept["aa"] or kept["again"]}' in page
 
 
 def test_roles_that_are_not_trained_are_not_fitted(flags, tmp_path):

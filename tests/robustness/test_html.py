@@ -16,7 +16,7 @@ from timm_molly.cli import main
 from timm_molly.robustness import html
 from timm_molly.robustness.compare import compare
 from timm_molly.robustness.conditions import TEMPERATURES
-from timm_molly.robustness.report import Bins
+from timm_molly.robustness.report import Bins, Scaled, Temperatures
 
 pytest.importorskip('bokeh')
 
@@ -94,6 +94,23 @@ def test_a_comparison_begins_with_means_and_their_differences():
     for reports in ([a, b], [a]):
         said = ' '.join(strings(documents(html.page(reports, ['a', 'b'][: len(reports)]))))
         assert ('can be chance' in said) == (len(reports) > 1)
+
+
+def test_temperatures_are_on_the_page():
+    scaled = {'clean': Scaled(0.512, 0.011), 'trained': Scaled(0.634, 0.022)}
+    cells = {place: dataclasses.replace(each, scaled=scaled) for place, each in report().cells.items()}
+    one = dataclasses.replace(report(), cells=cells, temperatures=Temperatures(1.5, 2.25, 'molly-b4', 'train', 100))
+    for reports, begin in (([one], ''), ([report(), one], 'B: ')):
+        said = unescape(' '.join(strings(documents(html.page(reports, ['a', 'b'][: len(reports)])))))
+        assert f'<p>{begin}After one temperature, fitted on 100 held-out images (split train): T = 1.500' in said
+        (table,) = re.findall(r'</p><table>.*?</table>', said)
+        rows = {
+            row[0]: row[1:] for row in (re.findall(r'>([^<]*)</t[hd]>', line) for line in table.split('</tr>')[:-1])
+        }
+        after = ['0.512', '0.011', '0.634', '0.022']
+        assert rows['mean of common (2 of 15)'] == [f'{one.mean.nll:.3f}', f'{one.mean.ece:.3f}', *after]
+        assert rows['clean'][2:] == after
+        assert 'fog' not in rows
 
 
 def test_a_figure_is_rounded_one_way():

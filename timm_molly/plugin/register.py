@@ -114,6 +114,8 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
         aa = arguments.arguments.get('auto_augment')
         config, rest = split_aa(aa) if isinstance(aa, str) else (None, aa)
         if config is None:
+            if arguments.arguments['is_training'] and os.environ.get('TIMM_MOLLY_BATCH'):
+                _log('TIMM_MOLLY_BATCH is set, but --aa has no molly: no picture of the first batch.')
             return create_loader(*args, **kwargs)
 
         arguments.arguments['auto_augment'] = rest

@@ -31,7 +31,7 @@ class Store:
 
     Args:
         folder: The folder, or None.
-        settings: Plain values that tell this measurement from others; it may go on with other corruptions and severities.
+        settings: Plain values that tell this measurement from others. Others may be chosen of `CHOICE`.
         classifier: What is measured.
 
     Raises:
@@ -129,7 +129,9 @@ class Store:
             before = np.asarray(found.pop('answer', answer), float)
             size = max(map(abs, answer), default=0.0)  # devices differ in the last digits
             same = before.shape == (len(answer),) and np.allclose(before, answer, rtol=0, atol=0.01 * size)
-            different = differences(found, _without_choice(settings)) + ([] if same else ['model: its logits are others'])
+            different = differences(found, _without_choice(settings)) + (
+                [] if same else ['model: its logits are others']
+            )
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
         if different:

@@ -16,6 +16,7 @@ from torch import Tensor
 from timm_molly.classifier import Classifier
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
+from timm_molly.files import hint_beside
 from timm_molly.functional import blur, noise
 from timm_molly.robustness.corruptions import names as N
 from timm_molly.robustness.corruptions import strengths, transforms
@@ -147,7 +148,7 @@ class Published:
 
     def __post_init__(self) -> None:
         if not Path(self.root).is_dir():
-            raise UserError(f'no such folder: {self.root} (--corrupted-dir)')
+            raise UserError(f'no such folder: {self.root}{hint_beside(self.root)} (--corrupted-dir)')
         _keep_choices(self)
         if self.subset is not None:
             file_names(self.subset)

@@ -17,9 +17,9 @@ from typing_extensions import Unpack
 from timm_molly.classifier import Classifier
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError, needs
-from timm_molly.files import make_folder, write_json
+from timm_molly.files import make_folder, write_json, write_text
 from timm_molly.preview import save_figure
-from timm_molly.robustness import figures
+from timm_molly.robustness import figures, html
 from timm_molly.robustness.conditions import SEED, Mollification
 from timm_molly.robustness.evaluate import How, evaluate, temperature
 from timm_molly.robustness.images import Dataset, Images, seen_in_training
@@ -132,9 +132,7 @@ class Fit:
         return self.case in ('constant', 'varying') and self.aa is not None
 
     def __str__(self) -> str:
-        lines = [self._table(), '', self._verdict()]
-        lines += [''] * bool(self.doubts) + [f'But: {doubt}.' for doubt in self.doubts]
-        return '\n'.join([*lines, '', self._advice()])
+        return f'{self._table()}\n\n{self._said()}'
 
     def save(self, folder: str | Path) -> None:
         """Write the report, fit.json and fit.png.
@@ -144,6 +142,7 @@ class Fit:
         """
         folder = make_folder(Path(folder))
         self.report.save(folder)
+        write_text(folder / 'report.html', html.page([self.report], [self.report.model.label], self._said()))
         kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added', 'again')}
         gaps = {
             name: {**{key: list(getattr(gap, key)) for key in ('t', 'confidence', 'correct')}, 'power': gap.power}
@@ -163,6 +162,10 @@ class Fit:
                 found = [f'{at[t]:.2f}' if t in at else '' for t in (0.0, *SHOWN)]
                 rows.append([name if label == 'confidence' else '', label, *found])
         return aligned(rows)
+
+    def _said(self) -> str:
+        doubts = '\n'.join(f'But: {doubt}.' for doubt in self.doubts)
+        return '\n\n'.join(part for part in (self._verdict(), doubts, self._advice()) if part)
 
     def _verdict(self) -> str:
         keep = '' if self.again else ' Keep its labels; after a longer training, fit again.'

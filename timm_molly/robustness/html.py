@@ -13,7 +13,7 @@ import numpy as np
 from timm_molly.errors import needs
 from timm_molly.robustness import figures, render
 from timm_molly.robustness.corruptions.names import BAR, COMMON, GROUPS, HELD_OUT
-from timm_molly.tables import number
+from timm_molly.tables import Row, number
 
 if TYPE_CHECKING:
     from timm_molly.robustness.report import Cell, Place, Report
@@ -40,12 +40,13 @@ class Line:
         return [self.report[name, level] for name in self.members if (name, level) in self.report]
 
 
-def page(reports: Sequence[Report], names: Sequence[str]) -> str:
+def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str:
     """Return the page: heat maps, error by level, reliability, and a table of all cells.
 
     Args:
         reports: One or more, of the same images.
         names: A name for each.
+        said: What else is to be said of them.
 
     Raises:
         UserError: Bokeh is missing.
@@ -65,7 +66,9 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
     head = Div(
         text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}{chance}'
     )
-    means = Div(text=_means(reports, letters), styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
+    words = f'<pre style="white-space: pre-wrap">{html.escape(said)}</pre>' if said else ''
+    tables = words + _means(reports, letters) + _scaled(reports, letters)
+    means = Div(text=tables, styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
     lines = _lines(reports, letters)
@@ -77,7 +80,20 @@ def page(reports: Sequence[Report], names: Sequence[str]) -> str:
 
 def _means(reports: Sequence[Report], letters: Sequence[str]) -> str:
     """A table of HTML: clean images and means, with the differences to the first report."""
-    head, *rows = render.side_by_side(reports, ('error', 'nll', 'ece', 'aurc'), letters)
+    return _means_of(render.side_by_side(reports, ('error', 'nll', 'ece', 'aurc'), letters))
+
+
+def _scaled(reports: Sequence[Report], letters: Sequence[str]) -> str:
+    """What temperatures would have done to clean images and means; nothing where none were fitted."""
+    of = [(letter, *each) for letter, report in zip(letters, reports, strict=True) for each in render.scaled(report)]
+    return ''.join(
+        f'<p>{letter}{": " if letter else ""}{html.escape(said)}</p>{_means_of(rows)}' for letter, said, rows in of
+    )
+
+
+def _means_of(table: Sequence[Row]) -> str:
+    """The head and those rows of a table that are of clean images and of means, as HTML."""
+    head, *rows = table
     cells = [(head, 'th'), *((row, 'td') for row in rows if row[0].startswith(('clean', 'mean of')))]
     style = 'style="padding: 1px 9px; white-space: nowrap; text-align:'
     lines = [

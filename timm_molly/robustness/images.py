@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 
 from timm_molly.classifier import Classifier
 from timm_molly.errors import UserError
+from timm_molly.files import hint_beside
 from timm_molly.pictures import eight_bits, is_16_bit
 from timm_molly.plain import short
 from timm_molly.weights import some
@@ -250,7 +251,7 @@ def open_dataset(img_mode: str, **how: Any) -> TimmImages:
 
     name, root, split = how['name'], how['root'], how['split']
     if root and not name and not Path(root).is_dir():
-        raise UserError(f'no such folder: {root}')
+        raise UserError(f'no such folder: {root}{hint_beside(root)}')
     try:
         dataset = create_dataset(input_img_mode=img_mode, **how)
     # timm and its readers raise them all.

@@ -12,6 +12,7 @@ import torch
 
 from timm_molly.classifier import Classifier
 from timm_molly.errors import UserError
+from timm_molly.files import hint_beside
 from timm_molly.robustness.conditions import Conditions, Corruptions, Mollification, Published, check_seed
 from timm_molly.robustness.corruptions.names import COMMON, SEVERITIES
 from timm_molly.robustness.evaluate import RunHow, evaluate, temperature
@@ -88,7 +89,7 @@ class Measurement:
             if value < low:
                 raise UserError(f'{name} must be {low} or more, got {value}')
         if self.data_dir and not self.dataset and not Path(self.data_dir).is_dir():
-            raise UserError(f'no such folder: {self.data_dir} (--data-dir)')
+            raise UserError(f'no such folder: {self.data_dir}{hint_beside(self.data_dir)} (--data-dir)')
         if self.amp_dtype not in ('float16', 'bfloat16'):
             raise UserError(f'amp_dtype must be float16 or bfloat16, got {self.amp_dtype!r}')
         check_seed(self.seed)

@@ -183,7 +183,12 @@ def side_by_side(reports: Sequence[Report], metrics: Sequence[str], letters: Seq
 
 
 def _scaled(report: Report, table: Callable[[list[Row]], str]) -> list[str]:
-    """What a temperature would have done, as a sentence and a table; nothing where none was fitted."""
+    """What a temperature would have done, as text; nothing where none was fitted."""
+    return [f'{said}\n\n{table(rows)}' for said, rows in scaled(report)]
+
+
+def scaled(report: Report) -> list[tuple[str, list[Row]]]:
+    """What a temperature would have done, as a sentence and a table with a head; nothing where none was fitted."""
     found = report.temperatures
     if found is None:
         return []
@@ -196,7 +201,7 @@ def _scaled(report: Report, table: Callable[[list[Row]], str]) -> list[str]:
     heads = ['NLL', 'ECE', *(f'{name} T={t:.3f}' for t in (found.clean, found.trained) for name in ('NLL', 'ECE'))]
     lines = zip(*map(summary_rows, [report, *map(report.scaled, SCALED)]), strict=True)
     rows = [[of[0][0], *(number(m, each[m]) for _, each in of for m in ('nll', 'ece'))] for of in lines]
-    return [f'{said}\n\n{table([["", *heads], *rows])}']
+    return [(said, [['', *heads], *rows])]
 
 
 def _table(report: Report) -> list[Row]:

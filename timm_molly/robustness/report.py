@@ -325,8 +325,8 @@ class Report:
             return self.cells[place]
         except KeyError:
             name = place[0] if isinstance(place, tuple) and place else place
-            levels = [f'{level:g}' for of, level in self.cells if of == name]
-            near = f': {name} was measured at {", ".join(levels)}' if levels else hint(str(name), [of for of, _ in self.cells])
+            levels = ', '.join(f'{level:g}' for of, level in self.cells if of == name)
+            near = f': {name} was measured at {levels}' if levels else hint(str(name), [of for of, _ in self.cells])
             raise KeyError(f'no figures of {place!r}{near}') from None
 
     def __contains__(self, place: object) -> bool:

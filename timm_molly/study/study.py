@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_molly.errors import UserError
-from timm_molly.files import locked, make_folder
+from timm_molly.files import hint_beside, locked, make_folder
 from timm_molly.robustness.images import open_dataset
 from timm_molly.study import measure, results
 from timm_molly.study.grid import Entry, choose, read_grid
@@ -200,7 +200,8 @@ def check_data(entries: Iterable[Entry]) -> None:
                 raise UserError('no data: give --data-dir, or data_dir in the grid')
             made = split['dataset_download'] or kind in ('hfds', 'hfids')  # by the data set's library
             if split['data_dir'] and not Path(split['data_dir']).is_dir() and not made:
-                raise UserError(f'no such data folder: {split["data_dir"]} (--data-dir, or data_dir in the grid)')
+                near = hint_beside(split['data_dir'])
+                raise UserError(f'no such data folder: {split["data_dir"]}{near} (--data-dir, or data_dir in the grid)')
             if not split['dataset']:
                 open_dataset('RGB', name='', root=split['data_dir'], split=split['split'], is_training=False)
         if (key := str(flags := {**own, **validate})) not in checked:
