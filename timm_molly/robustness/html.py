@@ -66,8 +66,11 @@ def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str
     head = Div(
         text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}{chance}'
     )
-    words = f'<pre style="white-space: pre-wrap">{html.escape(said)}</pre>' if said else ''
-    tables = words + _means(reports, letters) + _scaled(reports, letters)
+    tables = (
+        ''.join(_paragraph(part) for part in said.split('\n\n') if part)
+        + _means(reports, letters)
+        + _scaled(reports, letters)
+    )
     means = Div(text=tables, styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
@@ -86,9 +89,11 @@ def _means(reports: Sequence[Report], letters: Sequence[str]) -> str:
 def _scaled(reports: Sequence[Report], letters: Sequence[str]) -> str:
     """What temperatures would have done to clean images and means; nothing where none were fitted."""
     of = [(letter, *each) for letter, report in zip(letters, reports, strict=True) for each in render.scaled(report)]
-    return ''.join(
-        f'<p>{letter}{": " if letter else ""}{html.escape(said)}</p>{_means_of(rows)}' for letter, said, rows in of
-    )
+    return ''.join(_paragraph(f'{letter}: {said}' if letter else said) + _means_of(rows) for letter, said, rows in of)
+
+
+def _paragraph(text: str) -> str:
+    return f'<p style="margin: 9px 0">{html.escape(text)}</p>'
 
 
 def _means_of(table: Sequence[Row]) -> str:
