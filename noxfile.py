@@ -65,8 +65,8 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def torch28(session: nox.Session) -> None:
-    """A PyTorch from the middle."""
-    _test(session, 'torch==2.8.*', 'torchvision==0.23.*')
+    """A PyTorch and a timm from the middle."""
+    _test(session, 'torch==2.8.*', 'torchvision==0.23.*', 'timm==1.0.22')
 
 
 @nox.session(python='3.12')
