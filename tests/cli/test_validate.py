@@ -22,7 +22,7 @@ from support import corruptions as C
 from support.measured import MEAN, STD, validation_images
 from support.metrics import independent
 
-from timm_molly import training
+from timm_molly import Classifier, training
 from timm_molly.cli import main
 from timm_molly.robustness import Calibration
 from timm_molly.robustness import evaluate as evaluate_module
@@ -137,6 +137,15 @@ def test_ema_weights_are_the_others(flags, checkpoint, image_folder, tmp_path):
     report = run(*flags, '--use-ema', '--corruptions', 'fog', output=tmp_path / 'out')
     wanted = independent(logits_of(load(checkpoint, 'state_dict_ema'), images), labels)
     assert report['clean']['nll'] == pytest.approx(wanted['nll'], abs=1e-5)
+
+
+def test_a_training_is_measured_with_the_weights_that_load_takes(flags, checkpoint, tmp_path):
+    chosen = ['--corruptions', 'fog', '--severities', 1]
+    raw = run(*flags, *chosen, output=tmp_path / 'raw')['model']
+    averaged = run(checkpoint, *without_checkpoint(flags), *chosen, output=tmp_path / 'averaged')['model']
+    assert (raw['ema'], averaged['ema']) == (False, True)
+    taken = Classifier.from_run(checkpoint, 'test_resnet', num_classes=3)  # as load and push do
+    assert averaged['sha256'] == taken.sha256 != raw['sha256']
 
 
 def test_workers_change_no_figure(flags, tmp_path):

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument('--checkpoint', metavar='FILE', type=Path, help="the same; train.py's or .safetensors")
     model.add_argument('--model', '-m', metavar='NAME', help="timm's name, hf-hub:... or local-dir:...")
     model.add_argument('--pretrained', action='store_true', help='pretrained weights (default without a checkpoint)')
-    model.add_argument('--use-ema', action='store_true', help="the checkpoint's EMA weights")
+    model.add_argument('--use-ema', action='store_true', help='EMA weights of --checkpoint (of RUN always, if any)')
     model.add_argument('--trust-pickle', action='store_true', help='load a checkpoint that runs code of its own')
     model.add_argument('--model-kwargs', metavar='KEY=VALUE', nargs='*', default=[], help='as for train.py')
     model.add_argument('--num-classes', metavar='K', type=int, help="(default: the checkpoint's)")
@@ -122,9 +122,11 @@ def classifier(args: argparse.Namespace) -> Classifier:
         raise UserError('--use-ema needs a checkpoint')
     preparation = cast(Preparation, {key: value for key, value in vars(args).items() if key in IMAGES})
     kwargs = keywords(args.model_kwargs)
+    # --checkpoint as in timm's validate.py, a training as `load` and `push` take it.
+    use_ema = args.use_ema or (False if args.run is None else None)
     if checkpoint is not None:
         return Classifier.from_run(
-            checkpoint, args.model, args.use_ema, args.num_classes, kwargs, args.trust_pickle, **preparation
+            checkpoint, args.model, use_ema, args.num_classes, kwargs, args.trust_pickle, **preparation
         )
     if args.model is None:
         raise UserError("which model? Name a training's folder, or add --model")

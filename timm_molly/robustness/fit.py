@@ -195,7 +195,7 @@ class Fit:
         if self.left['constant'] > self.left['varying']:
             small, images = self.left['constant'] <= SMALL, self.report.data.images
             varying = 'which is little' if small else f'no more than chance makes among {images} images'
-        return f'{begin} {constant}, {varying}: all lack the same.'
+        return f'{begin} {constant}, {varying}: it is as much too sure at every t.'
 
     def _advice(self) -> str:
         if self.again:

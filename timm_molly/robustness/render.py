@@ -195,8 +195,8 @@ def scaled(report: Report) -> list[tuple[str, list[Row]]]:
     said = (
         f'After one temperature, fitted on {found.images} held-out images'
         + (f' (split {found.split})' if found.split else '')
-        + f': T = {found.clean:.3f} on the clean ones, T = {found.trained:.3f} on the same noised and blurred as by '
-        f'{found.aa}'
+        + f': T = {found.clean:.3f} on the clean ones, T = {found.trained:.3f} on those, clean, noised and '
+        f'blurred as by {found.aa}'
     )
     heads = ['NLL', 'ECE', *(f'{name} T={t:.3f}' for t in (found.clean, found.trained) for name in ('NLL', 'ECE'))]
     lines = zip(*map(summary_rows, [report, *map(report.scaled, SCALED)]), strict=True)
