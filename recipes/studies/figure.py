@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 STUDIES = ('cifar10', 'cifar10_tenth')
 LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'k2': '#e0a030', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
 # Where the strength is written, for points that lie near each other.
-BESIDE = {'hard': {'xytext': (5, -8)}, 'weighted': {'xytext': (-5, -7), 'ha': 'right'}}
+BESIDE = {'hard': {'xytext': (0, -11), 'ha': 'center'}, 'weighted': {'xytext': (-5, -7), 'ha': 'right'}}
 MARKERS = {'crop_flip': 'o', 'smoothing': 's', 'strong_smoothing': 'D'}
 PANELS = {'corrupted error': 'error % on corrupted images', 'corrupted ece': 'ECE on corrupted images'}
 
@@ -58,11 +58,13 @@ def draw(studies: list[dict[str, Any]]) -> Figure:
                     }
                     ax.annotate(strength(run), (x, y), **style)
             dress(ax, heading, 'error % on clean images')
+            ax.margins(y=0.08)
         row[0].set_ylabel(study['title'], fontsize=8)
     handles = [axes[0][0].plot([], [], 'o', color=colour, label=label)[0] for label, colour in LABELS.items()]
-    handles += [
-        axes[0][0].plot([], [], m, color='black', label=name)[0] for name, m in MARKERS.items() if name != 'crop_flip'
-    ]
+    handles += [axes[0][0].plot([], [], m, color='black', label=name)[0] for name, m in MARKERS.items()]
+    handles += axes[0][0].plot(
+        [], [], 'o', color='black', markerfacecolor='white', label='mxxnb: half of the images clean'
+    )
     axes[0][0].legend(handles=handles, frameon=False, fontsize=7)
     return figure
 
@@ -81,10 +83,9 @@ def roles(run: dict[str, Any]) -> str:
 
 
 def strength(run: dict[str, Any]) -> str:
-    """What is said of a point: 'b4', 'b4 xxnb', nothing of the default."""
+    """What is said of a point: 'b4', nothing of the default."""
     config = MollyConfig.from_string(run['molly'] or 'molly')
-    said = [f'b{config.beta:g}'] * (config.beta != 2) + [config.roles] * (config.roles != 'xnb')
-    return ' '.join(said)
+    return f'b{config.beta:g}' if config.beta != 2 else ''
 
 
 def place(run: dict[str, Any], figure_name: str) -> tuple[float, float]:
