@@ -253,9 +253,9 @@ def test_an_image_size_that_a_model_cannot_take(tmp_path, capsys, nothing_done):
     checkpoint['state_dict'] = timm.create_model('test_vit', num_classes=3).state_dict()
     torch.save(checkpoint, run / 'model_best.pth.tar')
     nothing_done()
-    # timm 1.0.15 makes the net for these images, which the weights do not fit.
-    words = 'test_vit cannot take images of (3, 64, 64)' if LOCAL_DIR else 'does not fit test_vit'
-    refused(capsys, run, *WRITER, words=words)
+    said = refused(capsys, run, *WRITER, words='test_vit')
+    # Some timms, such as 1.0.15 and 1.0.28, make the net for these images, which the weights do not fit.
+    assert 'test_vit cannot take images of (3, 64, 64)' in said or 'does not fit test_vit' in said
 
 
 def test_a_class_map_that_is_pickled_is_not_read(tmp_path, monkeypatch, image_folder):

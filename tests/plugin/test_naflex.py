@@ -147,7 +147,7 @@ def dataset(tmp_path):
 
 
 def make(dataset, aa, **options):
-    options = {'patch_size': 8, 'train_seq_lens': (16, 32), 'batch_size': 8, 'num_workers': 0, **options}
+    options = {'patch_size': 8, 'train_seq_lens': (16, 32), 'batch_size': 8, 'num_workers': 1, **options}
     if options.get('patch_size_choices'):
         options['patch_size'] = None
     return timm.data.create_naflex_loader(

@@ -347,8 +347,8 @@ def test_an_unsure_net_gets_labels_that_keep_more_confidence(aa, settings, again
 @pytest.mark.parametrize(
     ('images', 'constant', 'varying', 'reason'),
     [
-        (100_000, 0.015, 0.01, ', which is little: all'),
-        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: all'),
+        (100_000, 0.015, 0.01, ', which is little: it is'),
+        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: it is'),
         (1500, 0.01, 0.02, ', label powers of '),
     ],
 )
