@@ -347,8 +347,8 @@ def test_an_unsure_net_gets_labels_that_keep_more_confidence(aa, settings, again
 @pytest.mark.parametrize(
     ('images', 'constant', 'varying', 'reason'),
     [
-        (100_000, 0.015, 0.01, ', which is little: it is'),
-        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: it is'),
+        (100_000, 0.015, 0.01, ', which is little: the net is'),
+        (1500, 0.022, 0.01, ', no more than chance makes among 1500 images: the net is'),
         (1500, 0.01, 0.02, ', label powers of '),
     ],
 )
@@ -357,7 +357,7 @@ def test_why_all_labels_are_smoothed_alike_is_said(images, constant, varying, re
     found = fit_report(report(sure, CASES['constant'][0], images=images), network(smoothing=0.0))
     text = str(dataclasses.replace(found, left={**found.left, 'constant': constant, 'varying': varying}))
     assert f'would leave {constant:.3f} of it{reason}' in text
-    assert 'it is as much too sure at every t' in text
+    assert 'the net is as much too sure at every t' in text
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -117,7 +117,7 @@ class Store:
     @staticmethod
     def _claim(folder: Path, settings: dict[str, Any], answer: list[float]) -> None:
         """Take a folder for a measurement, or go on with it if that has the same settings."""
-        path = make_folder(folder) / SETTINGS
+        path, settings = make_folder(folder) / SETTINGS, _without_choice(settings)
         if not path.is_file():
             if (folder / 'cells').exists():
                 raise UserError(f'{folder} holds cells of a run but not its settings.json: choose another --output')
@@ -129,9 +129,7 @@ class Store:
             before = np.asarray(found.pop('answer', answer), float)
             size = max(map(abs, answer), default=0.0)  # devices differ in the last digits
             same = before.shape == (len(answer),) and np.allclose(before, answer, rtol=0, atol=0.01 * size)
-            different = differences(found, _without_choice(settings)) + (
-                [] if same else ['model: its logits are others']
-            )
+            different = differences(found, settings) + ([] if same else ['model: its logits are others'])
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
         if different:

@@ -17,9 +17,9 @@ from typing_extensions import Unpack
 from timm_molly.classifier import Classifier
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError, needs
-from timm_molly.files import make_folder, write_json, write_text
+from timm_molly.files import make_folder, write_json
 from timm_molly.preview import save_figure
-from timm_molly.robustness import figures, html
+from timm_molly.robustness import figures
 from timm_molly.robustness.conditions import SEED, Mollification
 from timm_molly.robustness.evaluate import How, evaluate, temperature
 from timm_molly.robustness.images import Dataset, Images, seen_in_training
@@ -141,8 +141,7 @@ class Fit:
             UserError: The folder cannot be written, or matplotlib is missing.
         """
         folder = make_folder(Path(folder))
-        self.report.save(folder)
-        write_text(folder / 'report.html', html.page([self.report], [self.report.model.label], self._said()))
+        self.report.save(folder, said=self._said())
         kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added', 'again')}
         gaps = {
             name: {**{key: list(getattr(gap, key)) for key in ('t', 'confidence', 'correct')}, 'power': gap.power}
@@ -195,7 +194,7 @@ class Fit:
         if self.left['constant'] > self.left['varying']:
             small, images = self.left['constant'] <= SMALL, self.report.data.images
             varying = 'which is little' if small else f'no more than chance makes among {images} images'
-        return f'{begin} {constant}, {varying}: it is as much too sure at every t.'
+        return f'{begin} {constant}, {varying}: the net is as much too sure at every t.'
 
     def _advice(self) -> str:
         if self.again:

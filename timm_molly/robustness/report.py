@@ -524,12 +524,13 @@ class Report:
             raise UserError(f'{path} is no {FILE}: give that file, or the folder that it is in')
         return cls.from_dict(read_json(path, 'report', MAX_BYTES), path)
 
-    def save(self, folder: str | Path, pictures: bool = True) -> list[str]:
+    def save(self, folder: str | Path, pictures: bool = True, said: str = '') -> list[str]:
         """Save report.json, .csv, .md, .html and the pictures, each whole or not at all; return the pictures' names.
 
         Args:
             folder: It is made where it is not there yet.
             pictures: Draw too, and write the page, which need matplotlib and Bokeh.
+            said: What else the page says.
 
         Raises:
             UserError: The folder cannot be written, or a package is missing.
@@ -541,7 +542,7 @@ class Report:
         write_text(folder / 'report.csv', render.csv(self))
         names = figures.save_all(self, folder) if pictures else []
         if pictures:
-            write_text(folder / 'report.html', html.page([self], [self.model.label]))
+            write_text(folder / 'report.html', html.page([self], [self.model.label], said))
         write_text(folder / 'report.md', render.page(self, names))
         return names
 
