@@ -117,7 +117,7 @@ def test_a_training_without_molly_says_that_it_draws_none(aa, image_folder, tmp_
     assert 'TIMM_MOLLY_BATCH is set, but --aa has no molly: no picture of the first batch' in caplog.text
     assert not (tmp_path / 'batch.png').exists()
     caplog.clear()
-    make(image_folder, is_training=False)
+    make(image_folder, aa, is_training=False)
     monkeypatch.delenv('TIMM_MOLLY_BATCH')
     make(image_folder, aa)
     assert 'TIMM_MOLLY_BATCH' not in caplog.text
