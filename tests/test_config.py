@@ -165,6 +165,9 @@ def test_a_section_without_its_value_is_told_so(key, needs):
 def test_a_misspelt_molly_does_not_go_to_timm(aa):
     with pytest.raises(ValueError, match=r'\(did you mean molly\?\)'):
         split_aa(aa)
+    if '+' not in aa:
+        with pytest.raises(ValueError, match=r'\(did you mean molly\?\)'):
+            MollyConfig.from_string(aa.lower())
 
 
 @pytest.mark.parametrize('field', ['alpha', 'beta', 'noise_power', 'blur_power', 'min_scale'])

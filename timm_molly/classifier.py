@@ -433,6 +433,9 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
     missing = f'there is no folder {path} here'
     if path.parent.is_dir():
         missing += hint_beside(path)
+    if len(path.parts) > 2:
+        raise UserError(f'{missing}: it is neither a folder nor the name of a repository (owner/name)')
+    if path.parent.is_dir():
         _logger.warning('note: %s, so it is looked for on the Hub', missing)
     try:
         return Classifier.from_hub(str(place), revision, token)

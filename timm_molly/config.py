@@ -108,7 +108,7 @@ class MollyConfig:
         if name != 'molly':
             raise UserError(
                 f"a mollification string starts with 'molly' and joins its sections with '-' "
-                f"(and another policy with '+'), got {string!r}"
+                f"(and another policy with '+'), got {string!r}{hint(name, ['molly'])}"
             )
         config = cls()
         values: dict[str, str | float | bool] = {}

@@ -225,7 +225,10 @@ def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig
     inner = fine.clamp(1e-3, 1 - 1e-3)
     log_density = (config.alpha - 1) * inner.log() + (config.beta - 1) * (1 - inner).log()
     density = (log_density - log_density.max()).exp()
-    axes.fill_between(fine.numpy(), density.numpy(), color='#ececec', lw=0, label='how often t is drawn')
+    # Low, so that nobody takes its edge for a schedule's.
+    axes.fill_between(
+        fine.numpy(), 0.3 * density.numpy(), color='#ececec', lw=0, label='how often t is drawn (no scale)'
+    )
     for name, strip in strips.items():
         for at, style in ((fine, '-'), (t, 'o')):
             kept = _kept(config, strip.role, at, num_classes).numpy()

@@ -16,7 +16,7 @@ from timm_molly.weighted import Weighted
 _LOSSES = (
     'Losses that work: nn.CrossEntropyLoss, timm.loss.LabelSmoothingCrossEntropy, BinaryCrossEntropy, '
     'PolyCrossEntropy and JsdCrossEntropy, timm_molly.loss.CoupledCrossEntropy and NormalizedCrossEntropy; '
-    'for any other that takes soft labels, give it target.dense(num_classes)'
+    'any other that takes soft labels, such as SoftTargetCrossEntropy, takes target.dense(num_classes)'
 )
 
 _ACCURACY = 'for the accuracy, compare predictions with the class indices, target.labels'

@@ -107,10 +107,11 @@ def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, mo
 
 
 @pytest.mark.slow
-def test_who_stops_reading_gets_no_error(tmp_path):
+@pytest.mark.parametrize('arguments', [[], ['models', str(Path(__file__).parents[2] / 'hub_cards')]])
+def test_who_stops_reading_gets_no_error(arguments):
     """As `timm-molly models hub_cards | head -1`."""
     command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']
-    command += ['models', str(Path(__file__).parents[2] / 'hub_cards')]
+    command += arguments
     # With a buffer, which is written at the end.
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONUNBUFFERED'}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -658,8 +658,7 @@ def test_grey_models_and_rectangular_inputs_are_measured(flags, tmp_path, capsys
         assert report['benchmark']['image_size'] == [32, width]
     assert main(['compare', str(tmp_path / '48'), str(tmp_path / '64'), '-o', str(tmp_path / 'x')]) == 2
     assert (
-        'measured different things, so measure both alike: they have image_size: [32, 48], [32, 64]'
-        in capsys.readouterr().err
+        'measured different things, so measure both alike: image_size (A: 32, 48; B: 32, 64)' in capsys.readouterr().err
     )
 
 

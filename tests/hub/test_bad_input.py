@@ -705,12 +705,20 @@ def test_names_of_nothing(hub, name):
         timm_molly.load(name)
 
 
-def test_a_folder_that_is_misspelt_is_named_before_the_hub_is_asked(hub, run, caplog):
-    with pytest.raises(ValueError, match='neither a folder nor'):
-        timm_molly.load(f'{run}x')
+def test_a_folder_that_is_misspelt_is_named_before_the_hub_is_asked(hub, run, caplog, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(ValueError, match='the Hub has no such place'):
+        timm_molly.load(f'{run.name}x')
     assert caplog.messages == [
-        f'note: there is no folder {run}x here (did you mean {run.name}?), so it is looked for on the Hub'
+        f'note: there is no folder {run.name}x here (did you mean {run.name}?), so it is looked for on the Hub'
     ]
+
+
+def test_a_misspelt_folder_that_can_be_no_repository_is_not_looked_for(run, caplog):
+    said = rf'no folder {run}x here \(did you mean {run.name}\?\): it is neither a folder nor the name of a repository'
+    with pytest.raises(ValueError, match=said):
+        timm_molly.load(f'{run}x')
+    assert not caplog.messages
 
 
 def test_the_folder_above_a_model_is_named(run):

@@ -269,7 +269,9 @@ def test_the_smoothing_is_drawn_where_there_is_a_gap():
             for ax, gap in zip(axes[2:], found.gaps.values(), strict=True):
                 np.testing.assert_allclose(ax.lines[0].get_ydata(), gap.smoothing)
                 drawn_at = dict(ax.collections[0].get_paths()[0].vertices[1 : len(T) + 1])  # Beta(1, 2) falls to 0 at 1
-                np.testing.assert_allclose([drawn_at[t] for t in T[1:-1]], (1 - T[1:-1]) / (1 - T[1] / 4), rtol=1e-6)
+                np.testing.assert_allclose(
+                    [drawn_at[t] for t in T[1:-1]], 0.3 * (1 - T[1:-1]) / (1 - T[1] / 4), rtol=1e-6
+                )
 
 
 @pytest.mark.parametrize(
@@ -368,6 +370,13 @@ def test_few_images_raise_a_doubt_once(case):
     assert 'chance' not in str(many)
 
 
+@pytest.mark.parametrize(('right', 'doubts'), [(0.49, 1), (0.51, 0)])
+def test_a_network_that_is_mostly_wrong_may_have_more_to_learn(right, doubts):
+    found = fit_report(report(lambda t: right + 0 * t, lambda t: right + 0 * t), network(smoothing=0.0))
+    assert len(found.doubts) == doubts
+    assert all('right of 49 % of the clean images: a longer training may' in doubt for doubt in found.doubts)
+
+
 def test_powers_that_follow_badly_raise_a_doubt():
     wild = {t: 0.4 + 0.2 * (i % 2) if t > 0.5 else 0.0 for i, t in enumerate(T)}
     found = fit_report(report(lambda t: 0.9, lambda t: 0.9 - wild[t]), network())
@@ -393,9 +402,10 @@ def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
     said = text.partition('smoothing that closes it')[2] or text
-    verdict = next(line for line in said.splitlines() if line.startswith(('No gap', 'The net', 'Confidence and')))
+    verdict = next(line for line in said.splitlines() if line.startswith(('No gap', 'Under the', 'Confidence and')))
     page = html.unescape((tmp_path / 'report.html').read_text())
     assert json.dumps(verdict)[1:-1] in page
+    assert verdict in (tmp_path / 'report.md').read_text()
     assert f'--aa {kept["aa"] or kept["again"]}' in page
 
 

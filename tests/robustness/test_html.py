@@ -133,7 +133,7 @@ def test_columns_that_are_many_have_whole_numbers_and_few_are_narrow():
 
 
 def test_a_bin_of_few_images_is_a_small_point():
-    images = (*[0.0] * 10, 10.0, 20.0, 70.0, 0.0, 100.0)
+    images = (*[0.0] * 9, 9.0, 10.0, 20.0, 70.0, 0.0, 100.0)  # those of 9 are not shown
     bins = Bins(images, tuple(n / 2 for n in images), tuple(0.8 * n for n in images))
     shown = made(cells={('fog', 1): dataclasses.replace(cell(0.1, images=200), bins=bins)})
     plot = html._reliability(html._lines([shown], ['']))
@@ -184,11 +184,14 @@ def test_a_place_that_is_missing_is_named_as_it_was_given(tmp_path, capsys):
     assert capsys.readouterr().err.endswith(f'cannot write {output}: No such file or directory\n')
 
 
-def test_severities_that_were_not_measured_are_no_ticks():
-    for severities in ((1, 2, 3), (3,)):
+def test_severities_that_were_not_measured_are_no_ticks_and_one_makes_no_line():
+    for severities in ((1, 2, 3), (1, 3), (3,)):
         places = [('clean', 0), *(('fog', s) for s in severities)]
         page = html.page([made(cells={place: cell(0.1) for place in places})], ['net'])
-        assert [0, *severities] in [each['ticks'] for each in dicts(documents(page)) if 'ticks' in each]
+        found = documents(page)
+        ticks = [each['ticks'] for each in dicts(found) if 'ticks' in each]
+        assert ([0, *severities] in ticks) == (len(severities) > 1)
+        assert any('mean error % by severity' in text for text in strings(found)) == (len(severities) > 1)
 
 
 def test_what_is_missing_is_said(monkeypatch):

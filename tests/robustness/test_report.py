@@ -219,16 +219,19 @@ def renamed(labels):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda r: replace(r, benchmark=replace(r.benchmark, table='imagenet-c')), 'table: "cifar-c", "imagenet-c"'),
-        (lambda r: replace(r, benchmark=replace(r.benchmark, seed=2)), 'seed: 1, 2'),
-        (lambda r: replace(r, data=replace(r.data, num_classes=9)), 'num_classes: 10, 9'),
-        (lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')), 'labels: "abc", "xyz"'),
-        (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean: true, false'),
+        (lambda r: replace(r, benchmark=replace(r.benchmark, table='imagenet-c')), 'table (A: cifar-c; B: imagenet-c)'),
+        (lambda r: replace(r, benchmark=replace(r.benchmark, seed=2)), 'seed (A: 1; B: 2)'),
+        (lambda r: replace(r, data=replace(r.data, num_classes=9)), 'num_classes (A: 10; B: 9)'),
+        (lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')), 'labels (A: abc; B: xyz)'),
+        (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean (A: True; B: False)'),
         (
             lambda r: made(cells={p: c for p, c in r.cells.items() if p[1] in (0, 3)}),
-            'have severities: [1, 2, 3, 4, 5], [3]\n',
+            'alike: severities (A: 1, 2, 3, 4, 5; B: 3)\n',
         ),
-        (lambda r: made({'kind': 'official', 'name': 'c', 'crop_pct': 1.0}), 'have kind: "on the fly", "official"\n'),
+        (
+            lambda r: made({'kind': 'official', 'name': 'c', 'crop_pct': 1.0}),
+            'alike: kind (A: on the fly; B: official)\n',
+        ),
     ],
 )
 def test_reports_of_different_things_are_not_compared(tmp_path, capsys, change, words):
@@ -310,7 +313,7 @@ def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):
     for name, report in zip('ab', refused, strict=True):
         (tmp_path / f'{name}.json').write_text(json.dumps(report.to_dict()))
     assert main(['compare', str(tmp_path / 'a.json'), str(tmp_path / 'b.json'), '-o', str(tmp_path / 'out')]) == 2
-    assert 'kind: "on the fly", "mollification"' in capsys.readouterr().err
+    assert 'kind (A: on the fly; B: mollification)' in capsys.readouterr().err
 
 
 def test_a_long_title_stays_in_its_picture(tmp_path, monkeypatch):

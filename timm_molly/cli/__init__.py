@@ -36,10 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The command's exit code: 0; 2 after a line on stderr where the user has to change something; 130 where it was
-        interrupted and would go on.
+        interrupted and would go on; 141 where nobody reads on.
     """
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `timm-molly models hub_cards | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
+        return 141  # as a shell says of SIGPIPE
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     modules = {name: importlib.import_module(f'{__name__}.{name}') for name in COMMANDS}
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser(modules)
     if not arguments:
         print(START)
@@ -53,10 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with notes() if args.command != 'run' else nullcontext():  # a script has a log of its own
             code = module.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `timm-molly models hub_cards | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
-        return 141  # as a shell says of SIGPIPE
     except KeyboardInterrupt:
         if args.debug or not getattr(module, 'RESUMABLE', False):
             raise

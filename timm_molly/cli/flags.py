@@ -59,7 +59,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument('--amp', action='store_true', help='mixed precision')
     machine.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
     machine.add_argument('--seed', metavar='N', type=int, default=42, help='of what is drawn (default: %(default)s)')
-    machine.add_argument('-o', '--output', metavar='DIR', type=Path, help='(default: a folder named after the model)')
+    machine.add_argument(
+        '-o', '--output', metavar='DIR', type=Path, help='(default: output/COMMAND/NAME, of RUN or model)'
+    )
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:

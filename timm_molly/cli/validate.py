@@ -12,7 +12,8 @@ DESCRIPTION = (
     'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common '
     'corruptions: on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or '
     'under noise and blur of mollification (--mollification). A run that was interrupted goes on where it stopped, and '
-    'processes with the same command and --output share the work: torchrun ... -m timm_molly validate ...'
+    'processes with the same command and --output share the work: torchrun ... -m timm_molly validate ... '
+    'Mostly it is timm-molly validate output/train/molly --data-dir path/to/images'
 )
 RESUMABLE = True
 

@@ -12,10 +12,11 @@ from timm_molly.errors import UserError
 from timm_molly.files import make_folder, write_text
 from timm_molly.preview import save_figure
 from timm_molly.robustness import figures, html, render
-from timm_molly.robustness.report import CLEAN, Report, differences, plain
+from timm_molly.robustness.report import CLEAN, Report, plain
 from timm_molly.tables import Row, aligned, markdown_table, number
 
 METRICS = ('error', 'nll', 'ece')
+MOST = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,15 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
         raise UserError(f'compare takes a name for each of {len(reports)} reports, got {len(names)}')
     letters = 'ABCDEF'
     for letter, report in zip(letters[1:], reports[1:], strict=False):
-        different = differences(measured(reports[0]), measured(report))
-        different = [line for line in different if line.startswith('kind: ')] or different  # which explains the rest
+        one, other = measured(reports[0]), measured(report)
+        different = {
+            key: f'{key} (A: {_few(one.get(key))}; {letter}: {_few(other.get(key))})'
+            for key in sorted({*one, *other})
+            if one.get(key) != other.get(key)
+        }
         if different:
-            raise UserError(
-                f'A and {letter} measured different things, so measure both alike: they have {"; ".join(different)}'
-            )
+            said = different.get('kind') or ', '.join(different.values())  # the kind explains the rest
+            raise UserError(f'A and {letter} measured different things, so measure both alike: {said}')
     return Comparison(tuple(reports), tuple(names))
 
 
@@ -145,3 +149,10 @@ def measured(report: Report) -> dict[str, Any]:
     data = {'images': report.data.images, 'num_classes': report.data.num_classes, 'labels': report.data.labels}
     t = [*report.at(report.names[0])] if report.benchmark.mollified else None
     return {**benchmark, **data, 'clean': CLEAN in report, 't': t}
+
+
+def _few(value: Any) -> str:
+    """A setting in few words."""
+    if isinstance(value, list):
+        return ', '.join(map(str, value)) if len(value) <= MOST else f'{len(value)} of them'
+    return 'none' if value is None else str(value)

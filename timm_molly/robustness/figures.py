@@ -94,7 +94,7 @@ def _smoothing(ax: Axes, gap: Gap, found: Fit) -> None:
     fine = np.linspace(0, 1, 101)
     chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
     often = gap.density / np.max(gap.density)
-    ax.fill_between(gap.t, often, color='#ececec', linewidth=0, label='how often training draws t')
+    ax.fill_between(gap.t, 0.3 * often, color='#ececec', linewidth=0, label='how often training draws t (no scale)')
     ax.plot(gap.t, gap.smoothing, 'o', color=COLOURS[gap.degradation], markersize=4, label='closes the gap')
     ax.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
     label = f'labels of power {gap.power:g}: k{gap.degradation[0]}{gap.power:g}'

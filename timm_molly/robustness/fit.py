@@ -36,6 +36,7 @@ except ImportError as error:
 POWERS = (0.05, 1000.0)
 HARD = 100  # from this power on a label keeps its confidence nearly as far as anything can be recognised
 SMALL = 0.02  # of a gap, in units of confidence; larger where few images leave more to chance
+YOUNG = 0.5  # of clean images right: below it, a network may have just begun to learn
 POOR = 0.05  # of the gap that the best powers leave, or that chance makes
 SHOWN = (0.2, 0.4, 0.6, 0.8, 1.0)  # t in the table
 
@@ -135,7 +136,7 @@ class Fit:
         return f'{self._table()}\n\n{self._said()}'
 
     def save(self, folder: str | Path) -> None:
-        """Write the report, fit.json and fit.png.
+        """Write the report, fit.json (attributes by their names, and the gaps) and fit.png.
 
         Raises:
             UserError: The folder cannot be written, or matplotlib is missing.
@@ -177,13 +178,15 @@ class Fit:
                 f'the t of training), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
             )
         if self.case == 'unsure':
-            return f'The net is less sure than it is right, by {-_mean(self.gaps):.3f} on average.'
+            by = f'by {-_mean(self.gaps):.3f} on average'
+            return f'Under the noise and blur of training the net is less sure than it is right, {by}.'
         if self.case == 'mixed':
             return (
                 f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over the t of training), in a '
                 f'way that neither one smoothing nor label powers would mend.'
             )
-        begin = f'The net is surer than it is right: a gap of {self.left["none"]:.3f} (rms over the t of training).'
+        of = f'a gap of {self.left["none"]:.3f} (rms over its t)'
+        begin = f'Under the noise and blur of training the net is surer than it is right: {of}.'
         if not self.drawn:
             return begin
         powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
@@ -201,7 +204,7 @@ class Fit:
             line = f'--aa {self.again} --smoothing 0'
             return f'Do this next: train with {line}, fit that, and compare their errors. {self.because}'
         by = self.temperature or 1.0
-        divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits best.'
+        divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits these images best.'
         if self.aa is not None:
             flags = f'--aa {self.aa}'
             if self.smoothing is not None:
@@ -283,12 +286,17 @@ def fit_report(
     best = config or MollyConfig()
     plain = config is None and bool(classifier.aa or settings)
     untold = _untold(config, plain, case)
-    guesses = next(iter(gaps.values())).correct[0] <= 1 / report.data.num_classes + _chance(report)
+    right = next(iter(gaps.values())).correct[0]
+    guesses = right <= 1 / report.data.num_classes + _chance(report)
     again = best if guesses else _again(best, bool(untold), case, own)
     if case == 'varying':
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
     doubts = ([untold] if untold else []) + _doubts_of_images(report, classifier, data_dir)
+    if right < YOUNG and not guesses:
+        doubts.append(
+            f'the net is right of {100 * right:.0f} % of the clean images: a longer training may tell otherwise'
+        )
     if case != 'none' and _few(report):
         doubts.append(f'{report.data.images} images are few: chance alone makes up to {_chance(report):.3f}')
     if case == 'varying' and left['varying'] > POOR:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from timm_molly.robustness.report import Cell, Place, Report
 
 HOVER = ('error', 'nll', 'ece', 'confidence', 'aurc')
+FEWEST = 10  # images of a bin that reliability shows
 NARROW = 300  # pixels that a panel has at least
 ROW = 25  # pixels of a row of the table
 # Scroll bars only where the table is wider than the window; Bokeh's grid has them always.
@@ -75,7 +76,8 @@ def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
     lines = _lines(reports, letters)
-    plots = [_by_level(lines), _reliability(lines)]
+    several = len({level for report in reports for _, level in report} - {0.0}) > 1
+    plots = [*([_by_level(lines)] if several else []), _reliability(lines)]
     wide: dict[str, Any] = dict(sizing_mode='stretch_width')
     rows = [row(*panels, styles={'flex-wrap': 'wrap'}, **wide) for panels in (maps, plots)]
     return str(file_html(column(head, means, *rows, _table(reports, letters), **wide), INLINE, title))
@@ -187,7 +189,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
             sums = [
                 np.sum([getattr(each, key) for each in bins], axis=0) for key in ('images', 'correct', 'confidence')
             ]
-            images, correct, confidence = np.array(sums)[:, sums[0] > 0]
+            images, correct, confidence = np.array(sums)[:, sums[0] >= FEWEST]
             size = 3 + 12 * np.sqrt(images / images.sum())
             data = {'x': confidence / images, 'y': 100 * correct / images, 'images': images, 'size': size}
             _draw(plot, line, data)

@@ -27,15 +27,16 @@ def text(report: Report) -> str:
     return f'{title(report)}\n{_facts(report)}\n\n' + '\n\n'.join(tables)
 
 
-def page(report: Report, pictures: list[str]) -> str:
+def page(report: Report, pictures: list[str], said: str = '') -> str:
     """The table as a page of Markdown, with its pictures.
 
     Args:
         report: The report.
         pictures: Names of the pictures beside it, without .png.
+        said: What else is to be said of it.
     """
     shown = '\n'.join(f'![{name.replace("-", " ")}]({name}.png)' for name in pictures)
-    tables = '\n\n'.join([markdown_table(_table(report)), *_scaled(report, markdown_table)])
+    tables = '\n\n'.join([markdown_table(_table(report)), *_scaled(report, markdown_table), *filter(None, [said])])
     return f'# {title(report)}\n\n{_facts(report)}\n\n{tables}\n\n{shown}\n'
 
 

@@ -530,7 +530,7 @@ class Report:
         Args:
             folder: It is made where it is not there yet.
             pictures: Draw too, and write the page, which need matplotlib and Bokeh.
-            said: What else the page says.
+            said: What else the pages say.
 
         Raises:
             UserError: The folder cannot be written, or a package is missing.
@@ -543,7 +543,7 @@ class Report:
         names = figures.save_all(self, folder) if pictures else []
         if pictures:
             write_text(folder / 'report.html', html.page([self], [self.model.label], said))
-        write_text(folder / 'report.md', render.page(self, names))
+        write_text(folder / 'report.md', render.page(self, names, said))
         return names
 
     def check(self) -> None:
