@@ -88,7 +88,7 @@ def test_the_law_of_t_is_drawn_whatever_its_shape(config):
     (area,) = draw_small(config).axes[-1].collections
     heights = area.get_paths()[0].vertices[:, 1]
     assert np.isfinite(heights).all()
-    assert heights.max() == pytest.approx(1)
+    assert heights.max() == pytest.approx(0.3)  # low
 
 
 def test_only_what_the_roles_ask_for_is_drawn():
