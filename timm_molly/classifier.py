@@ -430,11 +430,14 @@ def load(place: str | Path, revision: str | None = None, token: str | None = Non
                 f'is the model in a folder below it?'
             )
         return Classifier.from_run(path) if trained else Classifier.from_folder(path)
-    missing = f'there is no folder {path} here'
-    if path.parent.is_dir():
-        missing += hint_beside(path)
-    if len(path.parts) > 2:
-        raise UserError(f'{missing}: it is neither a folder nor the name of a repository (owner/name)')
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+
+    missing = f'there is no folder {place} here{hint_beside(path)}'
+    try:
+        validate_repo_id(str(place))
+    except HFValidationError:
+        prefix = '; leave out hf-hub:' if str(place).startswith('hf-hub:') else ''
+        raise UserError(f'{missing}, and that cannot be the name of a repository (owner/name){prefix}') from None
     if path.parent.is_dir():
         _logger.warning('note: %s, so it is looked for on the Hub', missing)
     try:

@@ -15,7 +15,8 @@ from timm_molly.weighted import Weighted
 
 _LOSSES = (
     'Losses that work: nn.CrossEntropyLoss, timm.loss.LabelSmoothingCrossEntropy, BinaryCrossEntropy, '
-    'PolyCrossEntropy and JsdCrossEntropy, timm_molly.loss.CoupledCrossEntropy and NormalizedCrossEntropy; '
+    'PolyCrossEntropy, AsymmetricLossSingleLabel and JsdCrossEntropy, timm_molly.loss.CoupledCrossEntropy and '
+    'NormalizedCrossEntropy; '
     'any other that takes soft labels, such as SoftTargetCrossEntropy, takes target.dense(num_classes)'
 )
 

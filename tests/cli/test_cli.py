@@ -107,7 +107,7 @@ def test_running_a_script_leaves_the_plugin_usable_in_process(script, capsys, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arguments', [[], ['models', str(Path(__file__).parents[2] / 'hub_cards')]])
+@pytest.mark.parametrize('arguments', [[], ['--help'], ['models', str(Path(__file__).parents[2] / 'hub_cards')]])
 def test_who_stops_reading_gets_no_error(arguments):
     """As `timm-molly models hub_cards | head -1`."""
     command = [sys.executable, '-c', 'import sys; from timm_molly.cli import main; sys.exit(main(sys.argv[1:]))']

@@ -701,7 +701,9 @@ def test_files_too_large_are_not_downloaded(out, hub):
 
 @pytest.mark.parametrize('name', ['no/such', 'nonsense', '../..x', 'a/b/c', 'me/net\n'])
 def test_names_of_nothing(hub, name):
-    with pytest.raises(ValueError, match=r'neither a folder nor|shows no such repository|has no such place'):
+    with pytest.raises(
+        ValueError, match=r'cannot be the name of a repository|shows no such repository|has no such place'
+    ):
         timm_molly.load(name)
 
 
@@ -714,11 +716,18 @@ def test_a_folder_that_is_misspelt_is_named_before_the_hub_is_asked(hub, run, ca
     ]
 
 
-def test_a_misspelt_folder_that_can_be_no_repository_is_not_looked_for(run, caplog):
-    said = rf'no folder {run}x here \(did you mean {run.name}\?\): it is neither a folder nor the name of a repository'
-    with pytest.raises(ValueError, match=said):
-        timm_molly.load(f'{run}x')
+@pytest.mark.parametrize('form', ['./{run.name}x', '../{run.parent.name}/{run.name}x', '{run}x'])
+def test_a_misspelt_folder_that_can_be_no_repository_is_not_looked_for(form, run, caplog, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    place = form.format(run=run)
+    with pytest.raises(ValueError, match=rf'no folder {place} here \(did you mean {run.name}\?\), and that cannot be'):
+        timm_molly.load(place)
     assert not caplog.messages
+
+
+def test_a_name_as_timm_has_it_is_told_what_to_leave_out():
+    with pytest.raises(ValueError, match=r'no folder hf-hub:me/net here, and that cannot be .*; leave out hf-hub:$'):
+        timm_molly.load('hf-hub:me/net')
 
 
 def test_the_folder_above_a_model_is_named(run):

@@ -212,7 +212,7 @@ def test_what_is_no_data_set_is_named(data, words):
         (lambda data: Classifier(network(), (3, 32, 32), (0.5, 0.5), (0.5,)), 'mean needs 1 or 3 numbers'),
         (lambda data: Classifier(network(), (3, 32, 32), (0.5,), (0.0,)), 'std needs finite numbers above 0'),
         (lambda data: Classifier(3, (3, 32, 32), (0.5,), (0.5,)), 'model must be a torch.nn.Module, got int'),
-        (lambda data: timm_molly.load('no/where/at/all'), 'neither a folder nor the name of a repository'),
+        (lambda data: timm_molly.load('no/where/at/all'), 'cannot be the name of a repository'),
     ],
 )
 def test_what_cannot_be_measured_is_named(make, words, pictures):

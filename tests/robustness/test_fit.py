@@ -115,7 +115,8 @@ def test_no_other_constant_and_no_other_power_leaves_less(gaps):
 CASES = {
     'none': (
         lambda t: sure(t) - 0.01,
-        'No gap: the net is as sure as it is right, to 0.010. Keep its labels; after a longer training, fit again.',
+        'No gap: under noise and blur as molly makes them the net is as sure as it is right, to 0.010. Keep its '
+        'labels; after a longer training, fit again.',
         '--aa molly-k100 --smoothing 0.1',
     ),
     'constant': (
@@ -131,7 +132,7 @@ CASES = {
     'unsure': (lambda t: sure(t) + 0.03, 'less sure than it is right, by 0.030 on average.', None),
     'mixed': (
         lambda t: sure(t) + (0.1 if t < 0.25 else -0.07),
-        f'differ by {rms(np.where(T < 0.25, 0.1, 0.07)):.3f} (rms over the t of training), in a way that',
+        f'differ by {rms(np.where(T < 0.25, 0.1, 0.07)):.3f} (rms over the t that molly draws), in a way that',
         None,
     ),
 }
@@ -253,7 +254,7 @@ def test_few_images_make_no_gap_of_chance():
     few = fit_report(report(sure, lambda t: sure(t) - 0.04, images=400), network())
     assert (many.case, few.case) == ('constant', 'none')
     assert 'No gap that 400 images can show' in str(few)
-    assert 'differ by 0.040 (rms over the t of training), and chance alone makes up to 0.050.' in str(few)
+    assert 'differ by 0.040 (rms over the t that molly draws), and chance alone makes up to 0.050.' in str(few)
     assert ('smoothing that closes it' in str(many), 'smoothing that closes it' in str(few)) == (True, False)
 
 
@@ -370,11 +371,21 @@ def test_few_images_raise_a_doubt_once(case):
     assert 'chance' not in str(many)
 
 
-@pytest.mark.parametrize(('right', 'doubts'), [(0.49, 1), (0.51, 0)])
-def test_a_network_that_is_mostly_wrong_may_have_more_to_learn(right, doubts):
-    found = fit_report(report(lambda t: right + 0 * t, lambda t: right + 0 * t), network(smoothing=0.0))
+@pytest.mark.parametrize(('right', 'gap', 'doubts'), [(0.499, 0.1, 1), (0.501, 0.1, 0), (0.499, 0.0, 0)])
+def test_a_network_that_is_mostly_wrong_may_have_more_to_learn(right, gap, doubts):
+    found = fit_report(report(lambda t: right + gap + 0 * t, lambda t: right + 0 * t), network(smoothing=0.0))
     assert len(found.doubts) == doubts
-    assert all('right of 49 % of the clean images: a longer training may' in doubt for doubt in found.doubts)
+    assert all('only 49.9 % of the clean images are right: after a longer training' in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize(
+    ('names', 'under'),
+    [(('noise', 'blur'), 'noise and blur as molly makes them'), (('blur',), 'blur as molly makes it')],
+)
+@pytest.mark.parametrize('gap', [0.0, 0.1])
+def test_whose_noise_and_blur_it_is_is_said(names, under, gap):
+    found = fit_report(report(sure, lambda t: sure(t) - gap, names=names), network('rand-m9', smoothing=0.0))
+    assert f'nder {under} the net is ' in str(found)
 
 
 def test_powers_that_follow_badly_raise_a_doubt():
@@ -402,7 +413,7 @@ def test_a_checkpoint_is_fitted_and_its_line_printed(flags, tmp_path, capsys):
     with Image.open(tmp_path / 'fit.png') as image:
         assert image.width > 500
     said = text.partition('smoothing that closes it')[2] or text
-    verdict = next(line for line in said.splitlines() if line.startswith(('No gap', 'Under the', 'Confidence and')))
+    verdict = next(line for line in said.splitlines() if line.startswith(('No gap', 'Under noise')))
     page = html.unescape((tmp_path / 'report.html').read_text())
     assert json.dumps(verdict)[1:-1] in page
     assert verdict in (tmp_path / 'report.md').read_text()

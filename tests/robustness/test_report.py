@@ -222,7 +222,10 @@ def renamed(labels):
         (lambda r: replace(r, benchmark=replace(r.benchmark, table='imagenet-c')), 'table (A: cifar-c; B: imagenet-c)'),
         (lambda r: replace(r, benchmark=replace(r.benchmark, seed=2)), 'seed (A: 1; B: 2)'),
         (lambda r: replace(r, data=replace(r.data, num_classes=9)), 'num_classes (A: 10; B: 9)'),
-        (lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')), 'labels (A: abc; B: xyz)'),
+        (
+            lambda r: replace(r, data=replace(r.data, labels='xyz'), cells=renamed('xyz')),
+            'alike: labels (other images, or in another order)\n',
+        ),
         (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean (A: True; B: False)'),
         (
             lambda r: made(cells={p: c for p, c in r.cells.items() if p[1] in (0, 3)}),
@@ -299,6 +302,20 @@ def test_a_place_that_was_not_measured_is_named():
         assert error.value.args == (f'no figures of {place!r}{near}',)
     with pytest.raises(KeyError, match=r"no figures of 'fog': fog was measured at 1, 2"):
         report['fog']
+
+
+def test_long_lists_are_told_apart_by_what_one_side_has():
+    one, other = (made(cells={(name, 1): cell(0.1) for name in names}) for names in (C.COMMON[:9], C.COMMON[2:4]))
+    only = ', '.join([*C.COMMON[:2], *C.COMMON[4:7]]) + ' and 2 more'
+    with pytest.raises(ValueError, match=rf'corruptions \(only A: {only}; only B: none\)$'):
+        timm_molly.compare([one, other])
+    t = [round(0.1 * i, 1) for i in range(1, 9)]
+    one, other = (
+        made({'kind': 'mollification', 'roles': 'n', 'seed': 1}, {('noise', round(at + by, 1)): cell(0.1) for at in t})
+        for by in (0.0, 0.1)
+    )
+    with pytest.raises(ValueError, match=r't \(only A: 0\.1; only B: 0\.9\)$'):
+        timm_molly.compare([one, other])
 
 
 def test_schedules_and_folder_names_do_not_keep_reports_apart(tmp_path, capsys):

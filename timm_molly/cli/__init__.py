@@ -39,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted and would go on; 141 where nobody reads on.
     """
     try:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # of `timm-molly models hub_cards | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be flushed
         return 141  # as a shell says of SIGPIPE
-    return code
 
 
 def _run(arguments: Sequence[str]) -> int:

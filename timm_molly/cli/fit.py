@@ -1,4 +1,4 @@
-"""`timm-molly fit`: find the labels for your data."""
+"""`timm-molly fit`: say whether a network is as sure as it is right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from timm_molly.cli import flags
 
 HELP = 'say whether a network is as sure as it is right, and which labels would make it so'
 DESCRIPTION = (
-    'Compare how sure a network is with how often it is right, at each t of noise and blur, as often as training draws '
-    'it, on images that it was not trained on, and say what labels would close the gap, or which training would tell. '
-    'timm-molly fit output/train/molly --data-dir path/to/images'
+    'For example: timm-molly fit RUN --data-dir DIR. Compare how sure a network is with how often it is right, at each '
+    't of noise and blur, on images that it was not trained on, and say what labels would close the gap, or which '
+    'training would tell.'
 )
 RESUMABLE = True
 

@@ -60,7 +60,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
     machine.add_argument('--seed', metavar='N', type=int, default=42, help='of what is drawn (default: %(default)s)')
     machine.add_argument(
-        '-o', '--output', metavar='DIR', type=Path, help='(default: output/COMMAND/NAME, of RUN or model)'
+        '-o',
+        '--output',
+        metavar='DIR',
+        type=Path,
+        help='(default: output/validate/NAME, for fit output/fit/NAME; NAME is that of RUN or model)',
     )
 
 

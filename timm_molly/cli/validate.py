@@ -9,11 +9,11 @@ from timm_molly.cli import flags
 
 HELP = 'measure a model under common corruptions'
 DESCRIPTION = (
+    'For example: timm-molly validate RUN --data-dir DIR. '
     'Measure error, NLL, Brier score, ECE and mean confidence of any timm model, clean and under 15 common '
     'corruptions: on a published set (--corrupted-dir), or on any data set that timm reads, corrupted on the fly; or '
     'under noise and blur of mollification (--mollification). A run that was interrupted goes on where it stopped, and '
-    'processes with the same command and --output share the work: torchrun ... -m timm_molly validate ... '
-    'Mostly it is timm-molly validate output/train/molly --data-dir path/to/images'
+    'processes with the same command and --output share the work: torchrun ... -m timm_molly validate ...'
 )
 RESUMABLE = True
 

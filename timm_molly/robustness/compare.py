@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,8 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
         raise UserError(f'compare takes a name for each of {len(reports)} reports, got {len(names)}')
     letters = 'ABCDEF'
     for letter, report in zip(letters[1:], reports[1:], strict=False):
-        one, other = measured(reports[0]), measured(report)
-        different = {
-            key: f'{key} (A: {_few(one.get(key))}; {letter}: {_few(other.get(key))})'
-            for key in sorted({*one, *other})
-            if one.get(key) != other.get(key)
-        }
-        if different:
-            said = different.get('kind') or ', '.join(different.values())  # the kind explains the rest
-            raise UserError(f'A and {letter} measured different things, so measure both alike: {said}')
+        if different := _different(measured(reports[0]), measured(report), letter):
+            raise UserError(f'A and {letter} measured different things, so measure both alike: {different}')
     return Comparison(tuple(reports), tuple(names))
 
 
@@ -151,8 +144,30 @@ def measured(report: Report) -> dict[str, Any]:
     return {**benchmark, **data, 'clean': CLEAN in report, 't': t}
 
 
+def _different(a: Mapping[str, Any], b: Mapping[str, Any], letter: str) -> str:
+    """Say in what A differs from the report of a letter."""
+    keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    if 'kind' in keys:  # which explains the rest
+        keys = ['kind']
+    if 'images' in keys:
+        keys = [key for key in keys if key != 'labels']
+    return ', '.join(f'{key} ({_apart(key, a.get(key), b.get(key), letter)})' for key in keys)
+
+
+def _apart(key: str, a: Any, b: Any, letter: str) -> str:
+    if key == 'labels':
+        return 'other images, or in another order'
+    if isinstance(a, list) and isinstance(b, list) and max(len(a), len(b)) > MOST:
+        one, other = [each for each in a if each not in b], [each for each in b if each not in a]
+        if not one and not other:
+            return 'in another order'
+        return f'only A: {_few(one)}; only {letter}: {_few(other)}'
+    return f'A: {_few(a)}; {letter}: {_few(b)}'
+
+
 def _few(value: Any) -> str:
     """A setting in few words."""
-    if isinstance(value, list):
-        return ', '.join(map(str, value)) if len(value) <= MOST else f'{len(value)} of them'
-    return 'none' if value is None else str(value)
+    if isinstance(value, list) and value:
+        more = f' and {len(value) - MOST} more' if len(value) > MOST else ''
+        return ', '.join(f'{each:g}' if isinstance(each, float) else str(each) for each in value[:MOST]) + more
+    return str(value) if value not in (None, []) else 'none'

@@ -31,6 +31,7 @@ COLOURS = {
 }
 NAMES = ('error-by-severity', 'reliability', 'heat-map', 'confidence')  # of the pictures of a report
 REPORTS = ('#8a8a8a', '#c2452d', '#2f6db3', '#3c8d5a', '#8757a6', '#c08a1e')
+FEWEST = 10  # images of a bin whose share of correct answers is drawn
 PANELS = {'error': 'error in %', 'nll': 'NLL', 'ece': 'ECE'}
 
 
@@ -217,7 +218,8 @@ def _reliability_panel(ax: Axes, name: str, cells: Iterable[Cell]) -> str:
     left = np.arange(len(images)) * width
     shares = (images / images.sum())[some]
     ax.bar(left[some], shares, width, align='edge', color='#dddddd', label='share of images')
-    x, y = (confidence[some] / images[some]), (correct[some] / images[some])
+    many = images >= FEWEST
+    x, y = (confidence[many] / images[many]), (correct[many] / images[many])
     ax.plot(x, y, '-o', color='#c2452d', markersize=4, label='share correct')
     ece = np.abs(correct - confidence).sum() / images.sum()
     return f'{name}, ECE {ece:.3f}' + (' of all images together' if len(known) > 1 else '') + left_out

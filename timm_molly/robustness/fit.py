@@ -136,14 +136,17 @@ class Fit:
         return f'{self._table()}\n\n{self._said()}'
 
     def save(self, folder: str | Path) -> None:
-        """Write the report, fit.json (attributes by their names, and the gaps) and fit.png.
+        """Write the report, fit.json (what is found, by the names of the attributes) and fit.png.
 
         Raises:
             UserError: The folder cannot be written, or matplotlib is missing.
         """
         folder = make_folder(Path(folder))
         self.report.save(folder, said=self._said())
-        kept = {name: getattr(self, name) for name in ('case', 'aa', 'smoothing', 'temperature', 'added', 'again')}
+        kept = {
+            name: getattr(self, name)
+            for name in ('case', 'aa', 'smoothing', 'temperature', 'added', 'again', 'because')
+        }
         gaps = {
             name: {**{key: list(getattr(gap, key)) for key in ('t', 'confidence', 'correct')}, 'power': gap.power}
             | {'smoothing': [round(float(value), 6) for value in gap.smoothing]}
@@ -169,24 +172,25 @@ class Fit:
 
     def _verdict(self) -> str:
         keep = '' if self.again else ' Keep its labels; after a longer training, fit again.'
+        under = f'under {" and ".join(self.gaps)} as molly makes {"them" if len(self.gaps) > 1 else "it"}'
         if self.case == 'none' and self.left['none'] <= SMALL and not _few(self.report):
-            return f'No gap: the net is as sure as it is right, to {self.left["none"]:.3f}.{keep}'
+            return f'No gap: {under} the net is as sure as it is right, to {self.left["none"]:.3f}.{keep}'
         if self.case == 'none':
             left, images = self.left['none'], self.report.data.images
             return (
-                f'No gap that {images} images can show: confidence and share correct differ by {left:.3f} (rms over '
-                f'the t of training), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
+                f'No gap that {images} images can show: {under} confidence and share correct differ by {left:.3f} (rms '
+                f'over the t that molly draws), and chance alone makes up to {_chance(self.report):.3f}.{keep}'
             )
         if self.case == 'unsure':
             by = f'by {-_mean(self.gaps):.3f} on average'
-            return f'Under the noise and blur of training the net is less sure than it is right, {by}.'
+            return f'{under.capitalize()} the net is less sure than it is right, {by}.'
         if self.case == 'mixed':
             return (
-                f'Confidence and share correct differ by {self.left["none"]:.3f} (rms over the t of training), in a '
-                f'way that neither one smoothing nor label powers would mend.'
+                f'{under.capitalize()} confidence and share correct differ by {self.left["none"]:.3f} (rms over the t '
+                f'that molly draws), in a way that neither one smoothing nor label powers would mend.'
             )
-        of = f'a gap of {self.left["none"]:.3f} (rms over its t)'
-        begin = f'Under the noise and blur of training the net is surer than it is right: {of}.'
+        of = f'a gap of {self.left["none"]:.3f} (rms over the t that molly draws)'
+        begin = f'{under.capitalize()} the net is surer than it is right: {of}.'
         if not self.drawn:
             return begin
         powers = ', '.join(f'{gap.power:g} for {name}' for name, gap in self.gaps.items())
@@ -204,7 +208,7 @@ class Fit:
             line = f'--aa {self.again} --smoothing 0'
             return f'Do this next: train with {line}, fit that, and compare their errors. {self.because}'
         by = self.temperature or 1.0
-        divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits these images best.'
+        divide = f'Do this next: divide the logits by {by:.3g}, the temperature that fits the same images best.'
         if self.aa is not None:
             flags = f'--aa {self.aa}'
             if self.smoothing is not None:
@@ -293,9 +297,9 @@ def fit_report(
         powers = {f'{name}_power': gap.power for name, gap in gaps.items()}
         best = dataclasses.replace(best, weighted=False, **powers)  # type: ignore[arg-type]
     doubts = ([untold] if untold else []) + _doubts_of_images(report, classifier, data_dir)
-    if right < YOUNG and not guesses:
+    if right < YOUNG and not guesses and case != 'none':
         doubts.append(
-            f'the net is right of {100 * right:.0f} % of the clean images: a longer training may tell otherwise'
+            f'only {100 * right:.1f} % of the clean images are right: after a longer training this may differ'
         )
     if case != 'none' and _few(report):
         doubts.append(f'{report.data.images} images are few: chance alone makes up to {_chance(report):.3f}')

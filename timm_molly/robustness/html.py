@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from timm_molly.robustness.report import Cell, Place, Report
 
 HOVER = ('error', 'nll', 'ece', 'confidence', 'aurc')
-FEWEST = 10  # images of a bin that reliability shows
 NARROW = 300  # pixels that a panel has at least
 ROW = 25  # pixels of a row of the table
 # Scroll bars only where the table is wider than the window; Bokeh's grid has them always.
@@ -180,7 +179,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
     from bokeh.plotting import figure
 
     frame = _frame([('', '$name'), ('confidence', '@x{0.00}'), ('correct %', '@y{0.0}'), ('images', '@images')])
-    label = 'confidence (dashed: as sure as right; larger points: more images)'
+    label = f'confidence (dashed: as sure as right; bins of {figures.FEWEST} images or more, larger ones of more)'
     plot = figure(title='correct % by confidence', x_axis_label=label, height=340, **frame)
     plot.line([0, 1], [0, 100], color='#999999', line_dash='dashed')
     for line in lines:
@@ -189,7 +188,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
             sums = [
                 np.sum([getattr(each, key) for each in bins], axis=0) for key in ('images', 'correct', 'confidence')
             ]
-            images, correct, confidence = np.array(sums)[:, sums[0] >= FEWEST]
+            images, correct, confidence = np.array(sums)[:, sums[0] >= figures.FEWEST]
             size = 3 + 12 * np.sqrt(images / images.sum())
             data = {'x': confidence / images, 'y': 100 * correct / images, 'images': images, 'size': size}
             _draw(plot, line, data)
