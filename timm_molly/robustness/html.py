@@ -41,7 +41,7 @@ class Line:
 
 
 def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str:
-    """Return the page: heat maps, error by level, reliability, and a table of all cells.
+    """Return the page: heat maps, error by level where there are several, reliability, and a table of all cells.
 
     Args:
         reports: One or more, of the same images.
