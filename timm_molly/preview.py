@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
@@ -219,16 +220,18 @@ def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float
                 axes.text(0.5, -(0.13 + 0.12 * line) / picture_height, text, **style)
 
 
+def draw_law(axes: Axes, t: ArrayLike, density: ArrayLike) -> None:
+    """Draw how often training draws t: low, so that nobody takes its edge for a line of the plot."""
+    often = 0.3 * np.asarray(density) / np.max(density)
+    axes.fill_between(np.asarray(t), often, color='#ececec', linewidth=0, label='how often t is drawn (no scale)')
+
+
 def _draw_schedules(axes: Axes, strips: Mapping[str, Strip], config: MollyConfig, num_classes: int | None) -> None:
     """Draw confidence, or weight, against t, over how often t is drawn."""
     fine, t = torch.linspace(0, 1, 201), torch.tensor(TEMPERATURES)
     inner = fine.clamp(1e-3, 1 - 1e-3)
     log_density = (config.alpha - 1) * inner.log() + (config.beta - 1) * (1 - inner).log()
-    density = (log_density - log_density.max()).exp()
-    # Low, so that nobody takes its edge for a schedule's.
-    axes.fill_between(
-        fine.numpy(), 0.3 * density.numpy(), color='#ececec', lw=0, label='how often t is drawn (no scale)'
-    )
+    draw_law(axes, fine.numpy(), (log_density - log_density.max()).exp().numpy())
     for name, strip in strips.items():
         for at, style in ((fine, '-'), (t, 'o')):
             kept = _kept(config, strip.role, at, num_classes).numpy()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from timm_molly.errors import needs
-from timm_molly.preview import save_figure
+from timm_molly.preview import draw_law, save_figure
 from timm_molly.robustness import render
 from timm_molly.robustness.corruptions.names import BAR, GROUPS, HELD_OUT
 
@@ -94,8 +94,7 @@ def _smoothing(ax: Axes, gap: Gap, found: Fit) -> None:
     """The label smoothing that closes a gap, and what one value and the label power nearest to it give."""
     fine = np.linspace(0, 1, 101)
     chosen = {'constant': '-', 'varying': '--'} if found.case == 'constant' else {'constant': '--', 'varying': '-'}
-    often = gap.density / np.max(gap.density)
-    ax.fill_between(gap.t, 0.3 * often, color='#ececec', linewidth=0, label='how often training draws t (no scale)')
+    draw_law(ax, gap.t, gap.density)
     ax.plot(gap.t, gap.smoothing, 'o', color=COLOURS[gap.degradation], markersize=4, label='closes the gap')
     ax.axhline(found.added, linestyle=chosen['constant'], color='#333333', label=f'{found.added:.2g} at every t')
     label = f'labels of power {gap.power:g}: k{gap.degradation[0]}{gap.power:g}'
