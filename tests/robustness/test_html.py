@@ -13,7 +13,7 @@ import pytest
 from support.reports import cell, empty, made, mollified
 
 from timm_molly.cli import main
-from timm_molly.robustness import html
+from timm_molly.robustness import figures, html
 from timm_molly.robustness.compare import compare
 from timm_molly.robustness.conditions import TEMPERATURES
 from timm_molly.robustness.report import Bins, Scaled, Temperatures
@@ -141,6 +141,9 @@ def test_a_bin_of_few_images_is_a_small_point():
     assert [*points['images']] == [10, 20, 70, 100]
     areas = (np.asarray(points['size']) - 3) ** 2  # above that of the smallest point
     np.testing.assert_allclose(areas / areas.sum(), [0.05, 0.1, 0.35, 0.5])
+    axes = figures.blank(3, 3).subplots()
+    figures._reliability_panel(axes, 'fog', shown.cells.values())
+    assert [line.get_xdata().tolist() for line in axes.lines[1:]] == [pytest.approx(points['x'])]  # after the diagonal
 
 
 def test_names_are_text_and_no_html():
