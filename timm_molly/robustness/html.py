@@ -179,7 +179,7 @@ def _reliability(lines: Sequence[Line]) -> Any:
     from bokeh.plotting import figure
 
     frame = _frame([('', '$name'), ('confidence', '@x{0.00}'), ('correct %', '@y{0.0}'), ('images', '@images')])
-    label = f'confidence (dashed: as sure as right; bins of {figures.FEWEST} images or more, larger ones of more)'
+    label = f'confidence (dashed: as sure as right; larger points: more images, {figures.FEWEST} or more)'
     plot = figure(title='correct % by confidence', x_axis_label=label, height=340, **frame)
     plot.line([0, 1], [0, 100], color='#999999', line_dash='dashed')
     for line in lines:
