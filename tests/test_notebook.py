@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from timm.models import _hub
+
+from timm_molly.hub.make import timm_reads_folders
 
 NOTEBOOK = Path(__file__).parents[1] / 'recipes' / 'quickstart.ipynb'
 
@@ -30,7 +31,7 @@ def test_every_cell_was_run_in_turn_and_none_complained():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(_hub, 'load_model_config_from_path'), reason='timm 1.0.15 has no local-dir: models')
+@pytest.mark.skipif(not timm_reads_folders(), reason='timm unpickles safetensors of local-dir: models before 1.0.26')
 def test_it_runs_from_top_to_bottom(tmp_path):
     notebook, found = cells()
     files = texts(found[-2])

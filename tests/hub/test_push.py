@@ -18,6 +18,7 @@ import timm_molly
 from timm_molly import MollyConfig
 from timm_molly.cli import main
 from timm_molly.hub.card import is_generated
+from timm_molly.hub.make import timm_reads_folders
 
 pytestmark = pytest.mark.train
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -111,7 +112,7 @@ def test_what_train_py_gave_to_the_model_comes_with_it(train, tmp_path, name):
     folder, batches = train(options)
     assert push(folder, '--dry-run', '-o', tmp_path / 'out') == 0
     model = ours = timm_molly.load(tmp_path / 'out').model
-    if hasattr(timm.models._hub, 'load_model_config_from_path'):  # not in timm 1.0.15
+    if timm_reads_folders():
         model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

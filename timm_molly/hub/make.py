@@ -202,16 +202,21 @@ def check_report(classifier: Classifier, report: Report) -> None:
             )
 
 
+def timm_reads_folders() -> bool:
+    """Whether timm takes safetensors in a `local-dir:` folder: from 1.0.26 on. From 1.0.16 on it unpickles them."""
+    from timm.version import __version__ as version
+
+    return tuple(map(int, version.split('.')[:3])) >= (1, 0, 26)
+
+
 def check(classifier: Classifier, folder: Path) -> None:
     """Load the folder as `timm_molly.load` and as timm do, and compare with the model that was trained.
 
     Raises:
         UserError: They give other logits, or none.
     """
-    from timm.models import _hub
-
     loaded = [read_folder(folder).model]
-    if hasattr(_hub, 'load_model_config_from_path'):  # not in timm 1.0.15
+    if timm_reads_folders():
         with tempfile.TemporaryDirectory() as temporary:
             # By a name that is none to timms that take it for an address, with # and ? in it.
             place = Path(temporary, 'folder')
