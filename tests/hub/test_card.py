@@ -226,6 +226,10 @@ def test_a_measurement_of_mollification_is_told(report):
     assert {r.dataset_config for r in ModelCard(text).data.eval_results} == {'clean'}
 
 
+def test_smoothing_is_told_where_it_is_off_too():  # by default it is on in timm
+    assert '- **label smoothing:** `0.0`' in write(settings={**SETTINGS, 'smoothing': 0.0})
+
+
 def test_a_setting_without_effect_is_left_out():
     assert 'EMA decay' not in write(settings={**SETTINGS, 'model_ema_decay': 0.99})
     assert '- **EMA decay:** `0.99`' in write(settings={**SETTINGS, 'model_ema_decay': 0.99, 'model_ema': True})

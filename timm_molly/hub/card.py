@@ -354,7 +354,8 @@ def _is_on(settings: Settings, key: str) -> bool:
         return False
     if key == 'lr_base' and settings.get('lr') is not None:  # which takes its place
         return False
-    return key == 'seed' or value not in (0, False, '', [])
+    # Without smoothing is news: timm's default is 0.1.
+    return key in ('seed', 'smoothing') or value not in (0, False, '', [])
 
 
 def _limits(config: Settings, report: Report | None) -> str:
