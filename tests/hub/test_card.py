@@ -165,9 +165,20 @@ def test_mollification_is_told_as_it_was_set():
     text = section(write(), 'Mollification')
     assert 't ~ Beta(1, 4)' in text
     assert 'label + γ / 10' in text
-    assert '| clean | 2/3 | 0 |' in text
-    assert '| noise | 1/3 | sin²(πt/2)^2 |' in text
+    assert '| clean | 2/3 | 0 | 1.000 |' in text
+    assert '| noise | 1/3 | sin²(πt/2)^2 | 0.775 |' in text  # sin²(π/4)² is 1/4, of which the label keeps a tenth
     assert 'blur |' not in text
+
+
+def test_labels_that_stay_hard_are_not_said_to_lose_confidence():
+    text = write(about={**ABOUT, 'aa': 'molly-k100'})
+    assert '| blur | 1/3 | t^100 | 1.000 |' in section(text, 'Mollification')
+    weighted = section(write(about={**ABOUT, 'aa': 'molly-w'}), 'Mollification')
+    assert 'its loss counted 1 - γ times' in weighted
+    assert 'weight of the loss at t = 0.5' in weighted
+    assert '| blur | 1/3 | t | 0.500 |' in weighted
+    assert 'label became' not in weighted
+    assert not any('labels lose' in page for page in (text, weighted))
 
 
 @needs_evaluation_files

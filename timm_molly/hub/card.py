@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import torch
+
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.errors import UserError
 from timm_molly.robustness import render
@@ -222,9 +224,8 @@ def _introduction(config: Settings, about: Settings, settings: Settings, molly: 
     text += f', trained on {_code(where)}' if where else ''
     if molly:
         text += (
-            f' with *mollification* (`--aa {about["aa"]}`): on noised and blurred images whose labels lose confidence '
-            f'by the same amount, which is meant to make it hold up under noise and blur and know how sure it can be '
-            f'([Heinonen et al., 2025]({PAPER}))'
+            f' with *mollification* (`--aa {about["aa"]}`), that is also on noised and blurred images, which is meant '
+            f'to make it hold up under noise and blur and know how sure it can be ([Heinonen et al., 2025]({PAPER}))'
         )
     elif 'aa' in about or 'aa' in settings:
         text += ', without mollification'
@@ -256,12 +257,19 @@ def _mollification(molly: MollyConfig, num_classes: int) -> str:
     words = {'x': 'clean', 'n': 'noise', 'b': 'blur', 'e': 'nothing but noise'}
     shares = {role: f'{molly.roles.count(role)}/{len(molly.roles)}' for role in words if role in molly.roles}
     weights = {'n': f'sin²(πt/2)^{molly.noise_power:g}', 'b': f't^{molly.blur_power:g}', 'e': '1', 'x': '0'}
-    drawn = [(words[role], share, weights[role].removesuffix('^1')) for role, share in shares.items()]
+    half = torch.tensor(0.5)
+    if molly.weighted:
+        effect, kept = 'its loss counted 1 - γ times, with its label as it was', 'weight of the loss'
+    else:
+        effect, kept = f'its label became (1 - γ) · label + γ / {num_classes}', 'confidence of the label'
+    left = {role: molly.weight(role, half) * molly.confidence(role, half, num_classes) for role in shares}
+    drawn = [
+        (words[role], share, weights[role].removesuffix('^1'), f'{left[role]:.3f}') for role, share in shares.items()
+    ]
     return (
         f'Each training image drew one of the following and a strength t ~ Beta({molly.alpha:g}, {molly.beta:g}), '
-        f'and its label became (1 - γ) · label + γ / {num_classes}. '
-        f'The smallest blur is {molly.min_scale:g} pixels wide.\n\n'
-        + _table(('image', 'share', 'weight γ of the uniform label'), drawn)
+        f'and {effect}. The smallest blur is {molly.min_scale:g} pixels wide.\n\n'
+        + _table(('image', 'share', 'γ', f'{kept} at t = 0.5'), drawn)
     )
 
 
