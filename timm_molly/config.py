@@ -106,9 +106,15 @@ class MollyConfig:
         """
         name, *sections = string.split('-')
         if name != 'molly':
+            if '+' in string:
+                raise UserError(
+                    f"this takes molly's part alone, and timm's transforms the other policy; got {string!r}"
+                )
+            glued = re.fullmatch(rf'molly[_=:]?({_SECTION.pattern})', name)
+            meant = f' (did you mean molly-{glued[1]}?)' if glued else hint(name, ['molly'])
             raise UserError(
                 f"a mollification string starts with 'molly' and joins its sections with '-' "
-                f"(and another policy with '+'), got {string!r}{hint(name, ['molly'])}"
+                f"(and another policy with '+'), got {string!r}{meant}"
             )
         config = cls()
         values: dict[str, str | float | bool] = {}

@@ -139,7 +139,7 @@ def read_bytes(path: Path, what: str = 'file', limit: int | None = None) -> byte
             raise UserError(f'{path} is larger than any {what}: {size} bytes')
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f'no such {what}: {path}') from None
+        raise UserError(f'no such {what}: {path}{hint_beside(path)}') from None
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
 

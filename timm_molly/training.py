@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import yaml
 from torch import Tensor
 
@@ -57,7 +58,8 @@ def find_checkpoint(path: Path) -> Path:
         UserError: There is none.
     """
     if not path.exists():
-        raise UserError(f'no such folder or checkpoint: {path}{hint_beside(path)}')
+        meant = f' (a model of timm? --model {path} --pretrained)' if timm.is_model(str(path)) else hint_beside(path)
+        raise UserError(f'no such folder or checkpoint: {path}{meant}')
     if not path.is_dir():
         return path
     found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)

@@ -70,6 +70,15 @@ def test_commands_are_listed_and_unknown_ones_refused(capsys):
     assert "no command 'valdate' (did you mean validate?); there are run, recipes" in text
 
 
+def test_an_unknown_argument_is_told_which_may_be_meant(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(['validate', 'run', '--data-dir', 'x', '--severity=3', '--quickly'])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert "no argument '--severity=3 --quickly' is known (did you mean --severities?)" in text
+    assert 'usage: timm-molly validate' in text
+
+
 def test_without_arguments_it_names_three_commands_that_take_what_it_says(capsys):
     assert main([]) == 0
     lines = re.findall(r'^  timm-molly (.+?)  ', capsys.readouterr().out, re.MULTILINE)

@@ -342,6 +342,7 @@ def test_common_and_bar_are_measured_in_one_run_and_not_averaged(flags, tmp_path
         (['--data-dir', 'nowhere'], 'no such folder: nowhere'),
         (['--data-dir', 'x', '--dataset', 'torch/nonsense'], "timm cannot open 'torch/nonsense'"),
         (['--checkpoint', 'nowhere.pth'], 'no such folder or checkpoint: nowhere.pth'),
+        (['--checkpoint', 'resnet50'], 'checkpoint: resnet50 (a model of timm? --model resnet50 --pretrained)'),
         (['--model', 'resnet_18'], "timm cannot create 'resnet_18'"),
         (['--model', 'test_vit'], 'model_best.pth.tar does not fit test_vit'),
         (['--img-size', '32', '--table', 'imagenet-c'], 'imagenet-c needs images of 41 pixels or more, got 32'),

@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +57,11 @@ def _run(arguments: Sequence[str]) -> int:
     name = next(word for word in [*arguments, '-'] if word != '--debug')
     if name not in COMMANDS and not name.startswith('-'):
         parser.error(f'no command {name!r}{hint(name, COMMANDS)}; there are {", ".join(COMMANDS)}')
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = _commands(parser)[args.command]
+        options = [option for action in command._actions for option in action.option_strings]
+        command.error(f'no argument {" ".join(unknown)!r} is known{hint(unknown[0].partition("=")[0], options)}')
     args.command_line = ' '.join(['timm-molly', *arguments])  # which reports quote
     module = modules[args.command]
     try:
@@ -95,6 +99,12 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
     return parser
 
 
+def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    commands = next(action.choices for action in parser._actions if action.dest == 'command')
+    assert isinstance(commands, dict)
+    return commands
+
+
 class _Completion(argparse.Action):
     """Print the completion script of a shell, and exit."""
 
@@ -103,11 +113,9 @@ class _Completion(argparse.Action):
             import shtab
         except ImportError as error:
             parser.error(str(needs('completion', 'completion', error)))
-        commands = next(action.choices for action in parser._actions if action.dest == 'command')
-        assert isinstance(commands, dict)
-        for action in (action for command in commands.values() for action in command._actions):
+        for action in (action for command in _commands(parser).values() for action in command._actions):
             if action.type is Path or action.metavar in ('DIR', 'FILE'):
-                action.complete = shtab.FILE
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
         print(shtab.complete(parser, shell))
         parser.exit()
 
