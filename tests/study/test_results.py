@@ -202,3 +202,12 @@ def test_published_networks_are_those_of_the_runs_that_their_list_names():
         run = next(run for run in runs if (run['row'], run['seed']) == (row, int(seed)))
         assert report.model.sha256 == run['sha256']
         assert results.numbers(report).items() >= run['figures'].items()
+
+
+def test_the_network_that_was_trained_once_more_is_as_good_as_the_runs_of_its_row():
+    found = results.numbers(Report.load(ROOT / 'hub_cards' / 'cifar_resnet20.molly_b9_k100_cifar10'))
+    runs = [run['figures'] for run in read(STUDIES / 'cifar10')['runs'] if run['row'] == 'crop_flip+molly-b9-k100']
+    assert len(runs) == 3
+    for name in ('clean error', 'corrupted error', 'corrupted nll', 'C-bar error'):
+        values = [run[name] for run in runs]
+        assert found[name] == pytest.approx(np.mean(values), abs=2 * np.std(values, ddof=1))
