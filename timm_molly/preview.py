@@ -222,7 +222,8 @@ def _draw_strip(figure: Figure, strip: Strip, left: float, picture_height: float
 
 def draw_law(axes: Axes, t: ArrayLike, density: ArrayLike) -> None:
     """Draw how often training draws t: low, so that nobody takes its edge for a line of the plot."""
-    often = 0.3 * np.asarray(density) / np.max(density)
+    values = np.asarray(density, dtype=float)
+    often = 0.3 * values / values.max()
     axes.fill_between(np.asarray(t), often, color='#ececec', linewidth=0, label='how often t is drawn (no scale)')
 
 
