@@ -49,14 +49,26 @@ def tables(draw):
     return draw(st.lists(st.lists(cell, min_size=columns, max_size=columns), min_size=1, max_size=4))
 
 
-@given(tables(), st.integers(12, 40))
-def test_a_table_is_no_wider_than_its_terminal_and_holds_every_cell(rows, width):
-    parts = aligned(rows, width).split('\n\n') if any(map(any, rows)) else []
+@given(tables(), st.integers(12, 40), st.integers(1, 3))
+def test_a_table_is_no_wider_than_its_terminal_and_holds_every_cell(rows, width, together):
+    text = aligned(rows, width, together)
+    parts = text.split('\n\n') if any(map(any, rows)) else []
     assert all(len(line) <= width for part in parts for line in part.split('\n'))
-    assert aligned(rows, width).count('0') >= sum(cell.count('0') for row in rows for cell in row)
+    assert text.count('0') >= sum(cell.count('0') for row in rows for cell in row)
     whole = aligned(rows, 10**6).split('\n')
     assert len(whole) == len(rows)
     assert [line.split() for line in whole] == [' '.join(row).split() for row in rows]
+
+
+def test_columns_that_belong_together_are_not_parted_where_they_fit():
+    rows = [['', 'A', 'B', 'B - A', 'a', 'b', 'b - a'], ['fog', *'123456']]
+    heads = [part.split('\n')[0].split('  ') for part in aligned(rows, 22, together=3).split('\n\n')]
+    assert [[head.strip() for head in line if head.strip()] for line in heads] == [
+        ['A', 'B', 'B - A'],
+        ['a', 'b', 'b - a'],
+    ]
+    parted = aligned(rows, 10, together=3)
+    assert max(map(len, parted.split('\n'))) <= 10
 
 
 @pytest.mark.slow

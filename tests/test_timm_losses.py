@@ -203,7 +203,7 @@ def test_a_weighted_loss_is_the_mean_of_weight_times_loss_or_refused_by_name(mul
 
 
 def test_the_table_of_losses_is_what_was_found():
-    rows = ['| labels | `--loss` | options | with molly | with molly-w |', '| --- | --- | --- | --- | --- |']
+    rows = ['| labels | loss | options | with molly | with molly-w |', '| --- | --- | --- | --- | --- |']
     for multi_label, kind, options, formula in CASES:
         named = ', '.join(f'`{name}`' for name in options)
         found = 'refused by name' if formula is REFUSED else 'the loss of the soft labels'

@@ -308,7 +308,7 @@ class Classifier:
             taken['model'] = None if name else settings.get('model')
             if {'img_size', 'input_size'} & given.keys():  # two ways to say the same
                 taken['img_size'] = taken['input_size'] = None
-            _say_taken(taken, model_kwargs or {}, source)
+            _say_taken(taken, model_kwargs or {}, f'{source}, EMA weights' if checkpoint.ema else source)
         else:
             _say_guessed(_given(preparation), loaded)
         return loaded

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 Row = Sequence[str]
 
 
-def aligned(rows: Sequence[Row], width: int | None = None) -> str:
+def aligned(rows: Sequence[Row], width: int | None = None, together: int = 1) -> str:
     """Rows of cells as text, the first column to the left and the others to the right.
 
     A table that is too wide is set in parts below each other, each with the first column.
@@ -17,6 +17,7 @@ def aligned(rows: Sequence[Row], width: int | None = None) -> str:
     Args:
         rows: The cells.
         width: Characters that a line may have; None for those of the terminal, or any number where there is none.
+        together: Columns after the first that stay beside each other where they fit: so many, and so many again.
 
     Example:
         >>> print(aligned([['', 'error %', 'ECE'], ['clean', '8.3', '0.012'], ['fog', '21.0', '0.103']]))
@@ -33,13 +34,16 @@ def aligned(rows: Sequence[Row], width: int | None = None) -> str:
     if width is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     first, *others = zip(*rows, strict=True)
+    groups = [others[i : i + together] for i in range(0, len(others), together)]
+    if max(map(_needs, groups), default=0) + _width(first) > width:
+        groups = [[column] for column in others]
     parts, used = [[first]], _width(first)
-    for column in others:
-        used += 2 + _width(column)
+    for group in groups:
+        used += _needs(group)
         if used > width and len(parts[-1]) > 1:
             parts.append([first])
-            used = _width(first) + 2 + _width(column)
-        parts[-1].append(column)
+            used = _width(first) + _needs(group)
+        parts[-1] += group
     return '\n\n'.join(_lines(part) for part in parts)
 
 
@@ -48,6 +52,11 @@ def _lines(columns: Sequence[Row]) -> str:
     others = [[f'{cell:>{_width(column)}}' for cell in column] for column in columns[1:]]
     first = [f'{cell:<{_width(columns[0])}}' for cell in columns[0]]
     return '\n'.join('  '.join(cells).rstrip() for cells in zip(first, *others, strict=True))
+
+
+def _needs(columns: Sequence[Row]) -> int:
+    """Characters of columns, with the space before each."""
+    return sum(2 + _width(column) for column in columns)
 
 
 def _width(column: Row) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import yaml
 from torch import Tensor
 
@@ -58,8 +57,7 @@ def find_checkpoint(path: Path) -> Path:
         UserError: There is none.
     """
     if not path.exists():
-        meant = f' (a model of timm? --model {path} --pretrained)' if timm.is_model(str(path)) else hint_beside(path)
-        raise UserError(f'no such folder or checkpoint: {path}{meant}')
+        raise UserError(f'no such folder or checkpoint: {path}{hint_beside(path)}')
     if not path.is_dir():
         return path
     found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)

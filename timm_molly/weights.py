@@ -217,7 +217,7 @@ def _all_tensors(values: Mapping[Any, Any]) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f'{"real" if tensor.is_floating_point() else "integer"} {tuple(tensor.shape)}'
+    return f'{tuple(tensor.shape)}{"" if tensor.is_floating_point() else " of integers"}'
 
 
 def some(names: Sequence[str]) -> str:

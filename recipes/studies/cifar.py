@@ -80,9 +80,10 @@ def write_folders(folder: Path, source: Path | None, num_classes: int) -> None:
 
 def read_folder(source: Path, training: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Read the class and the pixels of each image of a split."""
-    paths = sorted((source / ('train' if training else 'test')).glob('*/*.png'))
+    split = 'train' if training else 'test'
+    paths = sorted((source / split).glob('*/*.png'))
     if not paths:
-        sys.exit(f'no such images as train/<class>/<name>.png in {source} (--source)')
+        sys.exit(f'no such images as {split}/<class>/<name>.png in {source} (--source)')
     for path in paths:
         with Image.open(path) as image:
             yield path.parent.name, np.asarray(image.convert('RGB'))

@@ -79,6 +79,13 @@ def test_an_unknown_argument_is_told_which_may_be_meant(capsys):
     assert 'usage: timm-molly validate' in text
 
 
+def test_severities_with_commas_are_told_how_to_be_written(capsys):
+    for wrong in ('1,3', '6', 'x'):
+        with pytest.raises(SystemExit):
+            main(['validate', 'run', '--data-dir', 'x', '--severities', wrong])
+        assert f"severities are 1 to 5, with spaces between them (1 3 5), got '{wrong}'" in capsys.readouterr().err
+
+
 def test_without_arguments_it_names_three_commands_that_take_what_it_says(capsys):
     assert main([]) == 0
     lines = re.findall(r'^  timm-molly (.+?)  ', capsys.readouterr().out, re.MULTILINE)

@@ -139,11 +139,13 @@ def test_ema_weights_are_the_others(flags, checkpoint, image_folder, tmp_path):
     assert report['clean']['nll'] == pytest.approx(wanted['nll'], abs=1e-5)
 
 
-def test_a_training_is_measured_with_the_weights_that_load_takes(flags, checkpoint, tmp_path):
+def test_a_training_is_measured_with_the_weights_that_load_takes(flags, checkpoint, tmp_path, capsys):
     chosen = ['--corruptions', 'fog', '--severities', 1]
     raw = run(*flags, *chosen, output=tmp_path / 'raw')['model']
+    assert 'EMA weights' not in capsys.readouterr().err
     averaged = run(checkpoint, *without_checkpoint(flags), *chosen, output=tmp_path / 'averaged')['model']
     assert (raw['ema'], averaged['ema']) == (False, True)
+    assert f'as in the training of {checkpoint}, EMA weights: ' in capsys.readouterr().err
     taken = Classifier.from_run(checkpoint, 'test_resnet', num_classes=3)  # as load and push do
     assert averaged['sha256'] == taken.sha256 != raw['sha256']
 
@@ -342,7 +344,7 @@ def test_common_and_bar_are_measured_in_one_run_and_not_averaged(flags, tmp_path
         (['--data-dir', 'nowhere'], 'no such folder: nowhere'),
         (['--data-dir', 'x', '--dataset', 'torch/nonsense'], "timm cannot open 'torch/nonsense'"),
         (['--checkpoint', 'nowhere.pth'], 'no such folder or checkpoint: nowhere.pth'),
-        (['--checkpoint', 'resnet50'], 'checkpoint: resnet50 (a model of timm? --model resnet50 --pretrained)'),
+        (['--checkpoint', 'resnet50'], 'For the model of timm give --model resnet50'),
         (['--model', 'resnet_18'], "timm cannot create 'resnet_18'"),
         (['--model', 'test_vit'], 'model_best.pth.tar does not fit test_vit'),
         (['--img-size', '32', '--table', 'imagenet-c'], 'imagenet-c needs images of 41 pixels or more, got 32'),
@@ -395,7 +397,9 @@ def test_label_names_of_the_model_in_another_order_are_named(flags, image_folder
     names[:] = 'stripes', 'dots', 'circles'
     refused(capsys, *flags, '-o', tmp_path / 'o', words='they differ in their order')
     names[:] = 'circles', 'spots', 'stripes'
-    refused(capsys, *flags, '-o', tmp_path / 'o', words='they differ in dots, spots')
+    refused(
+        capsys, *flags, '-o', tmp_path / 'o', words='they differ in dots, spots. Name them as in the training, or give'
+    )
     names[:] = 'circles', 'dots', 'stripes'
     run(*flags, '--corruptions', 'fog', output=tmp_path / 'out')
 

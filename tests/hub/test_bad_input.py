@@ -130,11 +130,11 @@ def break_checkpoint(folder, how):
     if how == 'another shape':
         state['fc.bias'] = torch.zeros(4)
         torch.save(checkpoint, path)
-        return 'does not fit test_resnet: 1 of another shape: fc.bias is real (4,), not real (3,)'
+        return 'does not fit test_resnet: 1 of another shape: fc.bias is (4,), not (3,)'
     if how == 'whole numbers':
         state['fc.bias'] = torch.zeros(3, dtype=torch.int64)
         torch.save(checkpoint, path)
-        return 'fc.bias is integer (3,), not real (3,)'
+        return 'fc.bias is (3,) of integers, not (3,)'
     if how == 'no tensor':
         state['fc.bias'] = [0, 0, 0]
         torch.save(checkpoint, path)
@@ -202,7 +202,7 @@ def test_settings_of_another_training(run, capsys, nothing_done, tmp_path, monke
         ({'model': '../../etc/passwd'}, 'timm cannot create'),
         ({'model': None}, 'says which model it is: add --model'),
         ({'model': 7}, 'says which model it is: add --model'),
-        ({'num_classes': 4}, 'fc.bias is real (3,), not real (4,)'),
+        ({'num_classes': 4}, 'fc.bias is (3,), not (4,)'),
         ({'mean': [0.5, 0.5]}, 'has no sound image settings'),
         ({'std': 'wide'}, 'has no sound image settings'),
         ({'std': [0.2, 0.0, 0.2]}, 'std needs finite numbers above 0, got (0.2, 0.0, 0.2)'),

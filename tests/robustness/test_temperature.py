@@ -160,7 +160,7 @@ def test_a_report_with_temperatures_is_the_same_after_json(tmp_path):
     assert report.to_dict()['summary']['scaled']['trained']['groups']['noise'] == {'nll': 0.6, 'ece': 0.02}
     report.save(tmp_path)
     for text in (str(report), (tmp_path / 'report.md').read_text()):
-        assert 'fitted on 100 held-out images (split train): T = 1.500 on the clean ones, T = 2.250' in text
+        assert 'fitted on 100 images of split train: T = 1.500 on the clean ones, T = 2.250' in text
         assert 'NLL T=2.250' in text
     assert 'nll after T of trained' in (tmp_path / 'report.csv').read_text().splitlines()[0]
     assert math.isnan(report.scaled('clean').mean.brier)
@@ -180,7 +180,7 @@ def test_the_command_names_a_split(flags, tmp_path, capsys):
     arguments = ['validate', *flags, '--corruptions', 'contrast', '--severities', '1', '-o', str(tmp_path / 'out')]
     assert main([*arguments, '--calibrate', 'train']) == 0
     text = capsys.readouterr().out
-    assert 'After one temperature, fitted on 48 held-out images (split train)' in text
+    assert 'After one temperature, fitted on 48 images of split train' in text
     report = Report.load(tmp_path / 'out')
     assert report.temperatures.aa == 'molly-b4'
     assert '--calibrate train' in report.command

@@ -91,8 +91,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         '--severities',
         metavar='N',
         nargs='+',
-        type=int,
-        choices=range(1, 6),
+        type=_severity,
         default=range(1, 6),
         help='(default: 1 2 3 4 5)',
     )
@@ -100,6 +99,12 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         '--calibrate', metavar='SPLIT', help='held-out images to fit a temperature on: NLL and ECE after it, too'
     )
     group.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')
+
+
+def _severity(text: str) -> int:
+    if text not in {'1', '2', '3', '4', '5'}:
+        raise argparse.ArgumentTypeError(f'severities are 1 to 5, with spaces between them (1 3 5), got {text!r}')
+    return int(text)
 
 
 def measurement(args: argparse.Namespace) -> Measurement:
@@ -118,10 +123,14 @@ def classifier(args: argparse.Namespace) -> Classifier:
     Raises:
         UserError: The name, the flags or the checkpoint will not do.
     """
+    import timm
+
     from timm_molly.classifier import Classifier, Preparation
     from timm_molly.plain import keywords
 
     checkpoint = checkpoint_of(args)
+    if checkpoint is not None and not checkpoint.exists() and timm.is_model(str(checkpoint)):
+        raise UserError(f'no such folder or checkpoint: {checkpoint}. For the model of timm give --model {checkpoint}')
     if checkpoint is not None and args.pretrained:
         raise UserError('--pretrained and a checkpoint both name weights; leave one out')
     if args.use_ema and checkpoint is None:

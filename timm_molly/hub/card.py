@@ -224,8 +224,8 @@ def _introduction(config: Settings, about: Settings, settings: Settings, molly: 
     text += f', trained on {_code(where)}' if where else ''
     if molly:
         text += (
-            f' with *mollification* (`--aa {about["aa"]}`), that is also on noised and blurred images, which is meant '
-            f'to make it hold up under noise and blur and know how sure it can be ([Heinonen et al., 2025]({PAPER}))'
+            f' with *mollification* (`--aa {about["aa"]}`), a method that is meant to make it hold up under noise and '
+            f'blur and know how sure it can be ([Heinonen et al., 2025]({PAPER}))'
         )
     elif 'aa' in about or 'aa' in settings:
         text += ', without mollification'

@@ -121,7 +121,7 @@ def prepare(path: str | Path, repo_id: str, output: str | Path, **publication: U
     folder = Path(output)
     make.make(classifier, folder, _report(publication.get('report'), classifier), args)
     if classifier.label_names is None:
-        _logger.warning('no label names: the data set has none, or is not at hand')
+        _logger.warning('no label names: the data set has none, or other classes than the network, or is not at hand')
     _note_paths(folder)
     return folder
 

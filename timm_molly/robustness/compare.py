@@ -63,7 +63,7 @@ class Comparison:
         return render.side_by_side([report.scaled(by) for report in self.reports], ('nll', 'ece'), self._letters())
 
     def __str__(self) -> str:
-        return self._tables(aligned)
+        return self._tables(self._aligned)
 
     def save(self, folder: str | Path) -> None:
         """Write compare.md and compare.png.
@@ -87,7 +87,10 @@ class Comparison:
     @property
     def table(self) -> str:
         """Error, NLL and ECE as text."""
-        return f'{self._above()}\n\n{aligned(self.rows)}'
+        return f'{self._above()}\n\n{self._aligned(self.rows)}'
+
+    def _aligned(self, rows: Sequence[Row]) -> str:
+        return aligned(rows, together=2 * len(self.reports) - 1)  # a metric of each, and its differences
 
     def _tables(self, table: Callable[[Sequence[Row]], str]) -> str:
         parts = [self._above(), table(self.rows)]

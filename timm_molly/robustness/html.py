@@ -64,7 +64,8 @@ def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str
     key = ''.join(f'<br>{letter}: {name}' for letter, name in zip(letters, known, strict=True) if letter)
     chance = f'<br>{render.chance(reports)}' if key else ''
     head = Div(
-        text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. Lower is better.{key}{chance}'
+        text=f'<h2>{html.escape(title)}</h2>{html.escape(render.subject(reports[0]))}. '
+        f'Lower is better, but for confidence.{key}{chance}'
     )
     tables = (
         ''.join(_paragraph(part) for part in said.split('\n\n') if part)

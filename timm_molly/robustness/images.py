@@ -302,7 +302,7 @@ def check_classes(images: Images, classifier: Classifier, where: object, splits:
         lacks = [f'; it lacks {some(sorted(names))}, which {who}' for who, names in lacking.items() if names]
         advice = f' (train it with --num-classes {len(classes)}, or give --class-map for a part of its classes)'
         raise UserError(
-            f'{where} has {len(classes)} class folders, but {name} has {known} classes'
+            f'{where} has {len(classes)} class folder{"s" * (len(classes) != 1)}, but {name} has {known} classes'
             + (lacks[0] if lacks else '' if mapped else advice)
         )
     if not labels or mapped or list(labels) == list(classes):
@@ -312,6 +312,7 @@ def check_classes(images: Images, classifier: Classifier, where: object, splits:
         raise UserError(
             f'the class folders of {where} are not the classes that {name} names: they differ in '
             + (some(sorted(different)) if different else 'their order')
+            + '. Name them as in the training, or give --class-map'
         )
     _logger.warning(
         'note: the class folders of %s (%s) and the classes that %s names (%s) have nothing in common; they are taken '

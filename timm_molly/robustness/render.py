@@ -194,8 +194,8 @@ def scaled(report: Report) -> list[tuple[str, list[Row]]]:
     if found is None:
         return []
     said = (
-        f'After one temperature, fitted on {found.images} held-out images'
-        + (f' (split {found.split})' if found.split else '')
+        f'After one temperature, fitted on {found.images} '
+        + (f'images of split {found.split}' if found.split else 'held-out images')
         + f': T = {found.clean:.3f} on the clean ones, T = {found.trained:.3f} on those, clean, noised and '
         f'blurred as by {found.aa}'
     )
