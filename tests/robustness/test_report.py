@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_one_severity_has_no_column_of_its_own():
 def test_compare_says_which_was_trained_with_molly():
     both = str(timm_molly.compare([made(name='a'), made(name='b', aa='molly-b4')]))
     assert '\nA: a\nB: b, trained with --aa molly-b4\n' in both
+
+
+def test_compare_parts_no_metric_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr('shutil.get_terminal_size', lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)
+    text = timm_molly.compare([made(), made()], ['a', 'b']).table
+    heads = [line for line in text.splitlines() if 'ECE A' in line]
+    assert len(heads) == 1
+    assert re.search('ECE A +ECE B +B - A', heads[0])
+    assert max(map(len, text.partition('Another seed')[2].splitlines())) <= 80
 
 
 def test_compare_takes_more_than_two(tmp_path, capsys):
