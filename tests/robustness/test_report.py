@@ -296,6 +296,9 @@ def test_a_training_in_place_of_its_report_is_named(tmp_path, capsys):
     (tmp_path / 'config.json').write_text('{}')  # of the Hub
     assert main(['compare', str(tmp_path), str(tmp_path)]) == 2
     assert f'no such report: {tmp_path / "report.json"}' in capsys.readouterr().err
+    (tmp_path / 'plain').mkdir()
+    assert main(['compare', str(tmp_path / 'plan'), str(tmp_path / 'plain')]) == 2
+    assert f'no such report: {tmp_path / "plan"} (did you mean plain?)' in capsys.readouterr().err
     made().save(tmp_path, pictures=False)  # as a folder of the Hub may have both
     assert Report.load(tmp_path).cells == made().cells
 
