@@ -144,6 +144,15 @@ def test_models_where_there_are_none_says_which_folder_is_wanted(tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('name', ['a.txt', 'a.PNG', 'a.md'])
+def test_compare_makes_no_folder_of_a_files_name(tmp_path, capsys, name):
+    cards = Path(__file__).parents[2] / 'hub_cards'
+    reports = [str(cards / f'cifar_resnet20.{each}_cifar10') for each in ('crop_flip', 'molly')]
+    assert main(['compare', *reports, '-o', str(tmp_path / name)]) == 2
+    assert 'must be a folder, or one page FILE.html' in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_compare_needs_the_extra_plot_alone(python, tmp_path):
     cards = Path(__file__).parents[2] / 'hub_cards'
     words = ['compare', cards / 'cifar_resnet20.crop_flip_cifar10', cards / 'cifar_resnet20.molly_cifar10', '-o']

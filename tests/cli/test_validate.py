@@ -150,6 +150,16 @@ def test_a_training_is_measured_with_the_weights_that_load_takes(flags, checkpoi
     assert averaged['sha256'] == taken.sha256 != raw['sha256']
 
 
+def test_a_quicker_report_in_the_place_of_a_longer_says_so(flags, tmp_path, capsys):
+    chosen = ['--corruptions', 'fog', '--severities']
+    run(*flags, *chosen, 1, 3, output=tmp_path / 'out')
+    assert 'a report of more cells was there' not in capsys.readouterr().out
+    run(*flags, *chosen, 3, output=tmp_path / 'out')
+    assert 'a report of more cells was there' in capsys.readouterr().out
+    run(*flags, *chosen, 1, output=tmp_path / 'out')
+    assert 'a report of more cells was there' not in capsys.readouterr().out
+
+
 def test_workers_change_no_figure(flags, tmp_path):
     arguments = [*flags, '--corruptions', 'glass_blur', 'fog', 'frost', '--severities', 5, 1]
     alone, helped = (run(*arguments, '-j', workers, output=tmp_path / workers) for workers in ('0', '2'))

@@ -192,3 +192,15 @@ def test_a_loss_that_the_script_drops_is_noted(image_folder, caplog, flags, note
     script(SimpleNamespace(**{'smoothing': 0.0, 'mixup': 0.0, **flags}))
     assert ('takes cross-entropy in place of --bce-loss; --smoothing 1e-9 keeps it' in caplog.text) == noted
     assert 'label smoothing 1e-09' not in caplog.text
+
+
+@pytest.mark.parametrize(('num_classes', 'noted'), [(1000, True), (2, True), (3, False)])
+@pytest.mark.parametrize('num_aug_splits', [0, 2])
+def test_a_network_of_other_classes_than_the_images_is_noted(image_folder, caplog, num_classes, noted, num_aug_splits):
+    def script(args):
+        return make(image_folder, num_aug_splits=num_aug_splits)
+
+    caplog.set_level(logging.INFO)
+    script(SimpleNamespace(smoothing=0.0, num_classes=num_classes))
+    note = f'the images have 3 classes, the network {num_classes}: is --num-classes 3 missing?'
+    assert (note in caplog.text) == noted

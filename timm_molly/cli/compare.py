@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from timm_molly.errors import UserError
+
+FILES = ('.md', '.txt', '.csv', '.json', '.png', '.pdf', '.svg', '.htm')  # which nobody calls a folder
+
 HELP = 'put reports side by side'
 DESCRIPTION = 'Put two to six reports of timm-molly validate side by side, with differences to the first.'
 
@@ -27,6 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from timm_molly.robustness.compare import compare
     from timm_molly.robustness.report import Report
 
+    if args.output.suffix.lower() in FILES:
+        raise UserError(f'--output must be a folder, or one page FILE.html, got {args.output}')
     reports = [Report.load(path) for path in args.reports]
     names = [report.model.label for report in reports]
     comparison = compare(reports, names if len({*names}) == len(names) else [str(path) for path in args.reports])

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from timm_molly.cli import flags
+from timm_molly.errors import UserError
+
+if TYPE_CHECKING:
+    from timm_molly.robustness.report import Place
 
 HELP = 'measure a model under common corruptions'
 DESCRIPTION = (
@@ -35,5 +42,19 @@ def run(args: argparse.Namespace) -> None:
     report = measurement.run(classifier, output, args.command_line, progress=first)
     if not first:
         return
+    before = _places(output)
     report.save(output)
     print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md, .html and pictures')
+    if before > report.cells.keys():
+        print(
+            'note: a report of more cells was there. They are kept: ask for them again, and nothing is measured twice'
+        )
+
+
+def _places(folder: Path) -> set[Place]:
+    """What the report in a folder has measured; nothing where there is none."""
+    from timm_molly.robustness.report import Report
+
+    with suppress(UserError):
+        return {*Report.load(folder).cells}
+    return set()

@@ -16,7 +16,7 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,9 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
                 "note: without label smoothing and mixup, timm's train.py takes cross-entropy in place of --bce-loss; "
                 '--smoothing 1e-9 keeps it.'
             )
+        classes, outputs = _classes(options['dataset']), getattr(of_script('args'), 'num_classes', None)
+        if classes and outputs and classes != outputs and not multi_label:
+            _log(f'note: the images have {classes} classes, the network {outputs}: is --num-classes {classes} missing?')
         picture = _picture(mollify, options)
         if not naflex:
             return MollyLoader(loader, mollify, picture)
@@ -252,6 +255,16 @@ def _stack(options: dict[str, Any]) -> str:
         smoothing > 1e-6 and f'label smoothing {smoothing:g} (--smoothing 0 for none, as the paper has it)',
     ]
     return ', '.join(part for part in parts if part)
+
+
+def _classes(dataset: Any) -> int:
+    """Number of classes of a data set of folders, or of torchvision's; 0 where it does not say."""
+    while dataset is not None:
+        names = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)  # torchvision calls it the same
+        if isinstance(names, Sized):
+            return len(names)
+        dataset = getattr(dataset, 'dataset', None)  # timm's AugMixDataset, torch's Subset
+    return 0
 
 
 def _drops_bce() -> bool:
