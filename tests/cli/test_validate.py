@@ -337,7 +337,7 @@ def test_imagenet_c_bar_folders_are_named_after_their_strengths(flags, image_fol
 
 
 def test_common_and_bar_are_measured_in_one_run_and_not_averaged(flags, tmp_path, capsys):
-    choice = ['--corruptions', 'fog', 'bar', '--severities', '1']
+    choice = ['--corruptions', 'fog', 'bar', '--severities', '1', '2']
     report = run(*flags, *choice, output=tmp_path / 'out')
     assert report['summary']['mean'] == report['summary']['corruptions']['fog']
     bar = [report['summary']['corruptions'][name]['error'] for name in C.BAR_OF['cifar-c']]

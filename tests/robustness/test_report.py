@@ -101,6 +101,14 @@ def test_files_hold_every_cell_and_pictures_open(tmp_path):
         assert {path.suffix for path in folder.iterdir()} == {'.json', '.csv', '.md', '.html', '.png'}
 
 
+def test_one_severity_has_no_picture_by_severity_and_leaves_none_of_a_longer_report(tmp_path):
+    made().save(tmp_path)
+    (tmp_path / 'mine.png').write_bytes(b'')
+    names = made(cells={(name, 3): cell(0.5) for name in C.COMMON}).save(tmp_path)
+    assert names == ['reliability', 'heat-map']
+    assert {path.stem for path in tmp_path.glob('*.png')} == {*names, 'mine'}
+
+
 def test_cells_that_are_not_numbers_are_drawn_and_written_as_such(tmp_path):
     cells = {(name, s): empty() if name == 'fog' else cell(0.5) for name in C.COMMON for s in (1, 2)}
     report = made(cells=cells)

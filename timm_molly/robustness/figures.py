@@ -45,6 +45,8 @@ def save_all(report: Report, folder: Path) -> list[str]:
     for name, figure in pictures.items():
         _name(figure, report)
         save_figure(figure, folder / f'{name}.png')
+    for name in {*NAMES} - {*pictures}:  # of a report whose place this one takes
+        (folder / f'{name}.png').unlink(missing_ok=True)
     return list(pictures)
 
 
@@ -56,11 +58,12 @@ def _name(figure: Figure, report: Report) -> None:
 
 
 def draw(report: Report) -> dict[str, Figure]:
-    """Draw a report: error by severity, reliability and heat map; or confidence against t of mollification."""
+    """Draw a report: error by severity if there are several, reliability, heat map; or confidence against t."""
     if report.benchmark.mollified:
         return {'confidence': _confidence(report)}
+    several = len(report.benchmark.severities) > 1
     return {
-        'error-by-severity': _error_by_severity(report),
+        **({'error-by-severity': _error_by_severity(report)} if several else {}),
         'reliability': _reliability(report),
         'heat-map': _heat_map(report),
     }
