@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.loss import LabelSmoothingCrossEntropy
 
 from timm_molly.config import MollyConfig, split_aa
 from timm_molly.target import CoupledTarget
@@ -71,6 +72,18 @@ def test_the_confidence_is_that_of_the_dense_label_that_training_sees(role, nois
     assert config.gamma(role, at).item() == pytest.approx(gamma, rel=1e-9, abs=1e-12)
     dense = CoupledTarget(torch.tensor([num_classes - 1]), config.gamma(role, at)).dense(num_classes)
     assert config.confidence(role, at, num_classes).item() == pytest.approx(dense[0, -1].item(), abs=1e-12)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.6])
+@pytest.mark.parametrize('t', [0.0, 0.3, 1.0])
+def test_with_label_smoothing_it_is_that_of_the_label_that_timms_loss_takes(smoothing, t):
+    at, logits = torch.tensor([t], dtype=torch.float64), torch.tensor([[0.3, -1.0, 2.0, 0.1]], dtype=torch.float64)
+    target = CoupledTarget(torch.tensor([1]), MollyConfig().gamma('b', at))
+    confidence = MollyConfig().confidence('b', at, 4, smoothing).item()
+    label = torch.full((1, 4), (1 - confidence) / 3, dtype=torch.float64)
+    label[0, 1] = confidence
+    expected = torch.nn.functional.cross_entropy(logits, label)
+    torch.testing.assert_close(LabelSmoothingCrossEntropy(smoothing)(logits, target), expected)
 
 
 @given(st.sampled_from('xnbe'), powers, st.floats(0, 1))

@@ -71,8 +71,10 @@ class MollyConfig:
         """What images of a role lose at strengths t, of any shape, in [0, 1]: label smoothing, or weight."""
         return functional.label_gamma(role, t, self.noise_power, self.blur_power)
 
-    def confidence(self, role: str, t: Tensor, num_classes: int) -> Tensor:
+    def confidence(self, role: str, t: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
         """Confidence that their labels keep among a number of classes, shaped as `t`: 1 where they are `weighted`.
+
+        Label smoothing of the training, in [0, 1], takes its part of what is left.
 
         Example:
             >>> import torch
@@ -80,7 +82,8 @@ class MollyConfig:
             tensor([1.0000, 0.5500, 0.1000])
         """
         gamma = self.gamma(role, t)
-        return torch.ones_like(gamma) if self.weighted else functional.confidence(gamma, num_classes)
+        left = torch.zeros_like(gamma) if self.weighted else gamma
+        return functional.confidence(left + smoothing * (1 - left), num_classes)
 
     def weight(self, role: str, t: Tensor) -> Tensor:
         """Weight of their loss, shaped as `t`: 1 - gamma where they are `weighted`, 1 where not.

@@ -44,6 +44,17 @@ class Training:
         path = self.checkpoint.with_name(ARGS)
         return path if path.is_file() else None
 
+    @property
+    def smoothing(self) -> float | None:
+        """Label smoothing, in [0, 1], where the settings tell it."""
+        return smoothing_of(self.settings)
+
+
+def smoothing_of(settings: Mapping[str, Any]) -> float | None:
+    """Label smoothing among train.py's arguments, in [0, 1]; None where there is none."""
+    value = settings.get('smoothing')
+    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+
 
 def is_run(folder: Path) -> bool:
     """Tell whether a folder is one that train.py wrote."""

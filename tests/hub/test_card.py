@@ -170,6 +170,13 @@ def test_mollification_is_told_as_it_was_set():
     assert 'blur |' not in text
 
 
+def test_label_smoothing_is_counted_in_what_labels_kept():
+    text = section(write(settings={'smoothing': 0.2}), 'Mollification')
+    assert "label + γ / 10, after timm's label smoothing of 0.2." in text
+    assert '| clean | 2/3 | 0 | 0.820 |' in text
+    assert '| noise | 1/3 | sin²(πt/2)^2 | 0.640 |' in text  # (1 - 0.2) (1 - 1/4) + 0.4 / 10
+
+
 def test_labels_that_stay_hard_are_not_said_to_lose_confidence():
     text = write(about={**ABOUT, 'aa': 'molly-k100'})
     assert '| blur | 1/3 | t^100 | 1.000 |' in section(text, 'Mollification')

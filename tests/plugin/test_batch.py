@@ -90,6 +90,11 @@ def test_weights_are_said_and_what_labels_keep_where_no_one_knows_the_classes(im
     assert all('\nlabel keeps ' in text for text in drawn[1][1])
 
 
+def test_label_smoothing_of_the_script_is_counted(image_folder, drawn):
+    train(make(image_folder, 'molly-mxb'), SimpleNamespace(num_classes=3, smoothing=0.3))
+    assert 'clean\nconfidence 0.80' in drawn[0][1]
+
+
 def test_an_absolute_path_is_taken_as_it_is(image_folder, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv('TIMM_MOLLY_BATCH', str(tmp_path / 'mine.svg'))

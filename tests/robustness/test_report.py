@@ -77,6 +77,20 @@ def test_the_table_shows_the_figures_of_the_cells():
     assert lines['mean of common'][3:5] == ['30.7', '0.614']
 
 
+def test_what_labels_taught_counts_label_smoothing(tmp_path):
+    report = mollified(taught='molly-b4', smoothing=0.2)
+    assert report.taught['blur'] == pytest.approx({0: 0.82, 0.25: 0.64, 0.5: 0.46, 1: 0.1})
+    assert report.to_dict()['benchmark']['smoothing'] == 0.2
+    text = str(report)
+    assert 'taught: the confidence of the labels of molly-b4 and label smoothing 0.2 at that t' in text
+    assert re.search(r'0 \(clean\) +0\.950 +0\.900 +0\.820', text)
+    report.save(tmp_path)
+    assert Report.load(tmp_path) == report
+    timm_molly.compare([report, mollified()])  # which taught other labels, and measured the same
+    with pytest.raises(UserError, match=r'label smoothing must be in \[0, 1\], got 1\.5'):
+        mollified(smoothing=1.5).check()
+
+
 def test_files_hold_every_cell_and_pictures_open(tmp_path):
     for name, report, pictures in (
         ('c', made(), ('error-by-severity', 'reliability', 'heat-map')),

@@ -15,6 +15,7 @@ from timm_molly.errors import UserError
 from timm_molly.robustness import render
 from timm_molly.robustness.corruptions.names import BAR, COMMON
 from timm_molly.robustness.report import CLEAN, Metrics, Report
+from timm_molly.training import smoothing_of
 
 Settings = Mapping[str, Any]
 
@@ -77,6 +78,7 @@ def write(
     from huggingface_hub import ModelCard, ModelCardData
 
     molly = split_aa(about['aa'])[0] if 'aa' in about else None
+    smoothing = smoothing_of(settings) or 0.0
     name = about['repo_id'].rpartition('/')[2]
     results = evaluation(about, settings, report)
     datasets = [about['dataset_id']] if 'dataset_id' in about else None
@@ -93,7 +95,7 @@ def write(
     sections = [
         f'# {name}\n\n{_introduction(config, about, settings, molly)}',
         f'## The model\n\n{_model(config, about, parameters)}',
-        *([f'## Mollification\n\n{_mollification(molly, config["num_classes"])}'] if molly else []),
+        *([f'## Mollification\n\n{_mollification(molly, config["num_classes"], smoothing)}'] if molly else []),
         f'## How good it is\n\n{_measured(config, about, report, figures)}',
         f'## How to use it\n\n{_usage(config, about)}',
         *([f'## How it was trained\n\n{_training(settings)}'] if settings else []),
@@ -253,16 +255,19 @@ def _model(config: Settings, about: Settings, parameters: int) -> str:
     return _list(rows)
 
 
-def _mollification(molly: MollyConfig, num_classes: int) -> str:
+def _mollification(molly: MollyConfig, num_classes: int, smoothing: float) -> str:
     words = {'x': 'clean', 'n': 'noise', 'b': 'blur', 'e': 'nothing but noise'}
     shares = {role: f'{molly.roles.count(role)}/{len(molly.roles)}' for role in words if role in molly.roles}
     weights = {'n': f'sin²(πt/2)^{molly.noise_power:g}', 'b': f't^{molly.blur_power:g}', 'e': '1', 'x': '0'}
     half = torch.tensor(0.5)
     if molly.weighted:
         effect, kept = 'its loss counted 1 - γ times, with its label as it was', 'weight of the loss'
+        left = {role: molly.weight(role, half) for role in shares}
     else:
         effect, kept = f'its label became (1 - γ) · label + γ / {num_classes}', 'confidence of the label'
-    left = {role: molly.weight(role, half) * molly.confidence(role, half, num_classes) for role in shares}
+        left = {role: molly.confidence(role, half, num_classes, smoothing) for role in shares}
+    if smoothing:
+        effect += f", after timm's label smoothing of {smoothing:g}"
     drawn = [
         (words[role], share, weights[role].removesuffix('^1'), f'{left[role]:.3f}') for role, share in shares.items()
     ]

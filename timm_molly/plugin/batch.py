@@ -73,8 +73,9 @@ class BatchPicture:
         roles, t = self.mollify.drawn
         per_view = batch_size // self.mollify.num_splits
         places = [i % per_view for i in range(len(images))]
-        num_classes = getattr(of_script('args'), 'num_classes', None)
-        said = [_caption(self.mollify.config, roles[i % len(roles)], t[i], num_classes) for i in places]
+        args = of_script('args')
+        known = getattr(args, 'num_classes', None), getattr(args, 'smoothing', None) or 0.0
+        said = [_caption(self.mollify.config, roles[i % len(roles)], t[i], *known) for i in places]
         pictures = [_picture(image, self.mean, self.std) for image in images]
         try:
             save_figure(_drawn(pictures, said, [roles[i % len(roles)] for i in places]), output)
@@ -83,14 +84,14 @@ class BatchPicture:
             _logger.warning(f'The first batch was not drawn: {error}')
 
 
-def _caption(config: MollyConfig, role: str, t: Tensor, num_classes: int | None) -> str:
+def _caption(config: MollyConfig, role: str, t: Tensor, num_classes: int | None, smoothing: float) -> str:
     """Say what was made of an image and of its label."""
     name = f'{NAMES[role]}, t = {t:.2f}' if role in 'nb' else NAMES[role]
     if config.weighted:
         return f'{name}\nweight {config.weight(role, t):.2f}'
     if num_classes is None:
-        return f'{name}\nlabel keeps {1 - config.gamma(role, t):.2f}'
-    return f'{name}\nconfidence {config.confidence(role, t, num_classes):.2f}'
+        return f'{name}\nlabel keeps {(1 - smoothing) * (1 - config.gamma(role, t)):.2f}'
+    return f'{name}\nconfidence {config.confidence(role, t, num_classes, smoothing):.2f}'
 
 
 def _picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -141,7 +141,7 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
 
 def measured(report: Report) -> dict[str, Any]:
     """What two reports must share to be compared; names of folders and models may differ."""
-    benchmark = plain(dataclasses.replace(report.benchmark, name=None, taught=None))
+    benchmark = plain(dataclasses.replace(report.benchmark, name=None, taught=None, smoothing=None))
     data = {'images': report.data.images, 'num_classes': report.data.num_classes, 'labels': report.data.labels}
     t = [*report.at(report.names[0])] if report.benchmark.mollified else None
     return {**benchmark, **data, 'clean': CLEAN in report, 't': t}

@@ -231,6 +231,7 @@ class Mollification:
                 Condition('blur', t, images, steps, degrade=partial(_blur, t, config.min_scale))
                 for t in self.temperatures
             ]
+        smoothing = classifier.training.smoothing if taught and classifier.training else None
         record = BenchmarkRecord(
             'mollification',
             roles=''.join(sorted(set(config.roles) & {'n', 'b'})),
@@ -238,6 +239,7 @@ class Mollification:
             seed=self.seed,
             image_size=classifier.input_size[1:],
             taught=str(taught) if taught else None,
+            smoothing=smoothing or None,
         )
         return conditions, record
 

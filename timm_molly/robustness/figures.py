@@ -161,8 +161,8 @@ def _confidence(report: Report) -> Figure:
         ax.plot(t, correct, '-o', color=COLOURS[name], markersize=3.5, label='share correct')
         ax.plot(t, confidence, '--s', color='#333333', markersize=3, label='mean confidence')
         if report.taught:
-            taught = [1.0, *report.taught[name].values()][-len(t) :]
-            ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {report.benchmark.taught}')
+            taught = [*report.taught[name].values()][-len(t) :]
+            ax.plot(t, taught, ':', color='#333333', label=f'confidence taught by {render.schedule(report)}')
         dress(ax, f'{name}', 't (0 is clean)')
         ax.set_ylim(0, 1.02)
         ax.legend(frameon=False, fontsize=7.5)

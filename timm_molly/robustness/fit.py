@@ -26,6 +26,7 @@ from timm_molly.robustness.images import Dataset, Images, seen_in_training
 from timm_molly.robustness.render import margin
 from timm_molly.robustness.report import Report
 from timm_molly.tables import aligned
+from timm_molly.training import smoothing_of
 
 try:
     from scipy.optimize import minimize_scalar
@@ -283,8 +284,7 @@ def fit_report(
     }
     case = _case(left, gaps, max(SMALL, _chance(report)))
     settings: Mapping[str, Any] = classifier.training.settings if classifier.training else {}
-    own = settings.get('smoothing')
-    smoothing = own = float(own) if isinstance(own, (int, float)) else None
+    smoothing = own = smoothing_of(settings)
     if own is not None and case == 'constant':
         smoothing = round(1 - (1 - own) * (1 - added), 2)
     best = config or MollyConfig()

@@ -12,7 +12,7 @@ from timm_molly.robustness.corruptions.names import BAR, BAR_OF, COMMON, GROUPS,
 from timm_molly.tables import Row, aligned, markdown_table, number
 
 if TYPE_CHECKING:
-    from timm_molly.robustness.report import BenchmarkRecord, Cell, Metrics, Report
+    from timm_molly.robustness.report import BenchmarkRecord, Metrics, Report
 
 HEADINGS = {'error': 'error %', 'nll': 'NLL', 'brier': 'Brier', 'ece': 'ECE', 'confidence': 'confidence'}
 HEADINGS |= {'adaptive_ece': 'adaptive ECE', 'aurc': 'AURC', 'e_aurc': 'E-AURC'}
@@ -225,17 +225,23 @@ def _mollification_table(report: Report) -> list[Row]:
     columns = ['confidence', *['taught'] * (report.taught is not None), 'ECE']
     rows: list[Row] = [['t', *(heading for name in report.names for heading in (f'{name}: correct', *columns))]]
     if ('clean', 0) in report:
-        rows.append(['0 (clean)', *_mollified(report.clean, 1.0, report) * len(report.names)])
+        rows.append(['0 (clean)', *(each for name in report.names for each in _mollified(report, name, 0))])
     for t in report.at(report.names[0]):
-        taught = {name: report.taught[name][t] if report.taught else 1.0 for name in report.names}
-        shown = [_mollified(report[name, t], taught[name], report) for name in report.names]
-        rows.append([f'{t:g}', *(cell for cells in shown for cell in cells)])
+        rows.append([f'{t:g}', *(each for name in report.names for each in _mollified(report, name, t))])
     return rows
 
 
-def _mollified(cell: Cell, taught: float, report: Report) -> list[str]:
-    values = [1 - cell.error, cell.confidence, *[taught] * (report.taught is not None), cell.ece]
+def _mollified(report: Report, name: str, t: float) -> list[str]:
+    cell = report[name, t] if t else report.clean
+    taught = [report.taught[name][t]] if report.taught else []
+    values = [1 - cell.error, cell.confidence, *taught, cell.ece]
     return [number('share', value) for value in values]
+
+
+def schedule(report: Report) -> str:
+    """What the labels of a training were, in a report of mollification."""
+    smoothing = report.benchmark.smoothing
+    return f'{report.benchmark.taught}{f" and label smoothing {smoothing:g}" if smoothing else ""}'
 
 
 def _facts(report: Report) -> str:
@@ -247,5 +253,5 @@ def _facts(report: Report) -> str:
     about = (
         f'{model.parameters / 1e6:.2f} M parameters, {model.num_classes} classes, input {size}, crop {crop:g}{trained}'
     )
-    taught = [f'taught: the confidence of the labels of {report.benchmark.taught} at that t'] if report.taught else []
+    taught = [f'taught: the confidence of the labels of {schedule(report)} at that t'] if report.taught else []
     return '\n'.join([*notes(report), about, *taught])

@@ -225,7 +225,8 @@ class BenchmarkRecord:
         image_size: Height and width in pixels.
         corruptions: Names, in order.
         severities: In order.
-        taught: aa string of the label schedule that is shown beside, or None.
+        taught: aa string of the label schedule that is shown beside, or None, and
+        smoothing: label smoothing of that training, or None.
     """
 
     kind: Literal['on the fly', 'official', 'mollification']
@@ -239,6 +240,7 @@ class BenchmarkRecord:
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = ()
     taught: str | None = None
+    smoothing: float | None = None
 
     @property
     def mollified(self) -> bool:
@@ -439,12 +441,14 @@ class Report:
 
     @cached_property
     def taught(self) -> dict[str, dict[float, float]] | None:
-        """Confidence of the label by degradation and t, by the schedule of `benchmark.taught`; None without one."""
+        """Confidence of the label by degradation and t, 0 for clean, as `benchmark` says; None without a schedule."""
         if self.benchmark.taught is None:
             return None
         config = MollyConfig.from_string(self.benchmark.taught)
+        t = torch.tensor([0.0, *self.at(self.names[0])], dtype=torch.float64)
+        how = self.data.num_classes, self.benchmark.smoothing or 0.0
         return {
-            name: {t: confidence_of(config, name, t, self.data.num_classes) for t in self.at(name)}
+            name: dict(zip(t.tolist(), config.confidence(name[0], t, *how).tolist(), strict=True))
             for name in self.names
         }
 
@@ -558,6 +562,8 @@ class Report:
         if self.benchmark.mollified:
             if self.benchmark.taught is not None:
                 MollyConfig.from_string(self.benchmark.taught)
+            if not 0 <= (self.benchmark.smoothing or 0) <= 1:
+                raise UserError(f'label smoothing must be in [0, 1], got {self.benchmark.smoothing}')
             names = [name for name in ('noise', 'blur') if name[0] in (self.benchmark.roles or '')]
             wanted = {(name, t) for name in names for t in {level for _, level in found}}
         else:
@@ -583,12 +589,6 @@ def place_name(place: Place) -> str:
     """A place in words: 'clean', 'fog 3', 'noise 0.25'."""
     name, level = place
     return name if name == 'clean' else f'{name} {level:g}'
-
-
-def confidence_of(config: MollyConfig, degradation: str, t: float, num_classes: int) -> float:
-    """Confidence that a schedule leaves the label of an image at t, in float64."""
-    at = torch.tensor(t, dtype=torch.float64)
-    return float(config.confidence(degradation[0], at, num_classes))
 
 
 def packages() -> dict[str, str]:
