@@ -452,7 +452,8 @@ def test_measuring_training_images_is_noted(flags, tmp_path, caplog, inside):
     data = flags[flags.index('--data-dir') + 1]
     words = ['--data-dir', f'{data}/train'] if inside else ['--split', 'train']
     assert main(['validate', *flags, *words, '--corruptions', 'fog', '--severities', '1', '-o', str(tmp_path)]) == 0
-    assert 'note: these may be images that the model was trained on: ' in caplog.text
+    where = f'{data}/train' if inside else f'{data}, split train'
+    assert f'note: the model may have been trained on these images: {where}\n' in caplog.text
     assert Report.load(tmp_path).data.split == (None if inside else 'train')  # a folder of classes is no split
 
 
@@ -460,7 +461,7 @@ def test_a_temperature_of_training_images_is_noted(flags, tmp_path, caplog):
     words = ['--corruptions', 'fog', '--severities', '1', '--calibrate', 'train', '-o']
     assert main(['validate', *flags, *words, str(tmp_path)]) == 0
     assert caplog.text.count('trained on') == 1
-    assert 'note: those of the temperature may be images that the model was trained on: ' in caplog.text
+    assert 'note: the model may have been trained on the images of the temperature: ' in caplog.text
 
 
 def test_held_out_images_are_not_suspected(flags, tmp_path, caplog):

@@ -102,7 +102,7 @@ def test_temperatures_are_on_the_page():
     one = dataclasses.replace(report(), cells=cells, temperatures=Temperatures(1.5, 2.25, 'molly-b4', 'train', 100))
     for reports, begin in (([one], ''), ([report(), one], 'B: ')):
         said = unescape(' '.join(strings(documents(html.page(reports, ['a', 'b'][: len(reports)])))))
-        assert f'>{begin}After one temperature, fitted on 100 images of split train: T = 1.500' in said
+        assert f'>{begin}After one temperature, fitted on 100 images of split train: T1 = 1.500' in said
         (table,) = re.findall(r'</p><table>.*?</table>', said)
         rows = {
             row[0]: row[1:] for row in (re.findall(r'>([^<]*)</t[hd]>', line) for line in table.split('</tr>')[:-1])

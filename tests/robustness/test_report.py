@@ -262,7 +262,7 @@ def renamed(labels):
         (lambda r: made(cells={p: c for p, c in r.cells.items() if p != ('clean', 0)}), 'clean (A: True; B: False)'),
         (
             lambda r: made(cells={p: c for p, c in r.cells.items() if p[1] in (0, 3)}),
-            'alike: severities (A: 1, 2, 3, 4, 5; B: 3)\n',
+            'alike: severities (A: 1, 2, 3, 4, 5; B: 3). timm-molly validate ... --severities 3 has what both measured',
         ),
         (
             lambda r: made({'kind': 'official', 'name': 'c', 'crop_pct': 1.0}),
@@ -278,6 +278,22 @@ def test_reports_of_different_things_are_not_compared(tmp_path, capsys, change, 
     assert 'measured different things' in error
     assert words in error
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('a', 'b', 'flags'),
+    [
+        ((1, 3), (3,), '--severities 3'),
+        ((1, 2, 3), (3, 2, 5), '--severities 2 3'),
+        ((1,), (3,), ''),  # nothing to measure again
+    ],
+)
+def test_a_comparison_of_other_severities_names_those_of_both(a, b, flags):
+    reports = [made(cells={(name, s): cell(0.5) for name in C.COMMON for s in of}) for of in (a, b)]
+    with pytest.raises(UserError, match='measured different things') as error:
+        timm_molly.compare(reports)
+    said = f'. timm-molly validate ... {flags} has what both measured, and measures nothing again'
+    assert str(error.value).endswith(said) if flags else 'validate' not in str(error.value)
 
 
 @pytest.mark.parametrize(

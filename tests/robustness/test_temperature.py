@@ -160,8 +160,8 @@ def test_a_report_with_temperatures_is_the_same_after_json(tmp_path):
     assert report.to_dict()['summary']['scaled']['trained']['groups']['noise'] == {'nll': 0.6, 'ece': 0.02}
     report.save(tmp_path)
     for text in (str(report), (tmp_path / 'report.md').read_text()):
-        assert 'fitted on 100 images of split train: T = 1.500 on the clean ones, T = 2.250' in text
-        assert 'NLL T=2.250' in text
+        assert 'fitted on 100 images of split train: T1 = 1.500 on the clean ones, T2 = 2.250' in text
+        assert 'NLL T2=2.250' in text
     assert 'nll after T of trained' in (tmp_path / 'report.csv').read_text().splitlines()[0]
     assert math.isnan(report.scaled('clean').mean.brier)
     assert 'temperatures' not in bare.to_dict()

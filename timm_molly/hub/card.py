@@ -176,12 +176,13 @@ def conditions(report: Report) -> dict[str, Metrics]:
     found: dict[str, Metrics] = {'clean': report.clean} if CLEAN in report else {}
     benchmark = report.benchmark
     if not benchmark.mollified:
-        severities = ', '.join(map(str, benchmark.severities)).replace('1, 2, 3, 4, 5', '1 to 5')
+        listed = ', '.join(map(str, benchmark.severities)).replace('1, 2, 3, 4, 5', '1 to 5')
+        severities = f'{"severities" if len(benchmark.severities) > 1 else "severity"} {listed}'
         how = benchmark.table or report.corrupted_set
         for members, mean, of in ((COMMON, report.mean, how), (BAR, report.bar, f'C-bar, {how}')):
             count = sum(name in members for name in report.corruptions)
             if count:
-                found[f'{count} corruptions of {of}, severities {severities}'] = mean
+                found[f'{count} corruptions of {of}, {severities}'] = mean
     return {name: cell for name, cell in found.items() if cell.error == cell.error}
 
 

@@ -134,8 +134,11 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
         raise UserError(f'compare takes a name for each of {len(reports)} reports, got {len(names)}')
     letters = 'ABCDEF'
     for letter, report in zip(letters[1:], reports[1:], strict=False):
-        if different := _different(measured(reports[0]), measured(report), letter):
-            raise UserError(f'A and {letter} measured different things, so measure both alike: {different}')
+        of_both = measured(reports[0]), measured(report)
+        if different := _different(*of_both, letter):
+            raise UserError(
+                f'A and {letter} measured different things, so measure both alike: {different}{_alike(*of_both)}'
+            )
     return Comparison(tuple(reports), tuple(names))
 
 
@@ -155,6 +158,17 @@ def _different(a: Mapping[str, Any], b: Mapping[str, Any], letter: str) -> str:
     if 'images' in keys:
         keys = [key for key in keys if key != 'labels']
     return ', '.join(f'{key} ({_apart(key, a.get(key), b.get(key), letter)})' for key in keys)
+
+
+def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """The severities with which both are measured alike, where nothing else differs."""
+    differ = {key for key in {*a, *b} if a.get(key) != b.get(key)}
+    shared = [str(each) for each in a.get('severities', ()) if each in b.get('severities', ())]
+    if differ != {'severities'} or not shared:
+        return ''
+    return (
+        f'. timm-molly validate ... --severities {" ".join(shared)} has what both measured, and measures nothing again'
+    )
 
 
 def _apart(key: str, a: Any, b: Any, letter: str) -> str:

@@ -298,6 +298,7 @@ def _fit(running: Running, images: Images, progress: bool) -> Temperatures:
     logits: dict[str, list[Tensor]] = {condition.name: [] for condition in plan}
     labels = []
     with _working(running, plan, plan, progress) as bar:
+        bar.set_postfix_str('for the temperature', refresh=False)
         for condition, of, target in logits_of(running, plan, bar):
             logits[condition.name].append(of.float().cpu())
             if condition.name == 'clean':

@@ -158,10 +158,10 @@ class Measurement:
             classifier.model.to(memory_format=torch.channels_last)  # its first convolution turns the images
         images = self.images(classifier)
         held_out = self.images(classifier, self.calibrate) if self.calibrate else None
-        for what, of in (('these', images), ('those of the temperature', held_out)):
+        for what, of in (('these images', images), ('the images of the temperature', held_out)):
             if of is not None and seen_in_training(classifier, self.data_dir, of.split):
-                where = self.data_dir or of.name
-                _logger.warning('note: %s may be images that the model was trained on: %s', what, where)
+                where = f'{self.data_dir or of.name}{f", split {of.split}" if of.split else ""}'
+                _logger.warning('note: the model may have been trained on %s: %s', what, where)
         return evaluate(
             classifier,
             images,

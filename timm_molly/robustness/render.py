@@ -196,10 +196,11 @@ def scaled(report: Report) -> list[tuple[str, list[Row]]]:
     said = (
         f'After one temperature, fitted on {found.images} '
         + (f'images of split {found.split}' if found.split else 'held-out images')
-        + f': T = {found.clean:.3f} on the clean ones, T = {found.trained:.3f} on those, clean, noised and '
+        + f': T1 = {found.clean:.3f} on the clean ones, T2 = {found.trained:.3f} on those, clean, noised and '
         f'blurred as by {found.aa}'
     )
-    heads = ['NLL', 'ECE', *(f'{name} T={t:.3f}' for t in (found.clean, found.trained) for name in ('NLL', 'ECE'))]
+    temperatures = f'T1={found.clean:.3f}', f'T2={found.trained:.3f}'
+    heads = ['NLL', 'ECE', *(f'{name} {t}' for t in temperatures for name in ('NLL', 'ECE'))]
     lines = zip(*map(summary_rows, [report, *map(report.scaled, SCALED)]), strict=True)
     rows = [[of[0][0], *(number(m, each[m]) for _, each in of for m in ('nll', 'ece'))] for of in lines]
     return [(said, [['', *heads], *rows])]
