@@ -289,7 +289,7 @@ def main():
     )
     results = []
     for epoch in range(start_epoch, epochs):
-        for sampler in (getattr(loader_train, 'batch_sampler', None), loader_train.sampler):  # of newer timms
+        for sampler in (loader_train.batch_sampler, loader_train.sampler):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
                 break
