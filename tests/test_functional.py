@@ -213,7 +213,7 @@ def test_gradients_flow_even_after_a_call_in_inference_mode():
 @pytest.mark.parametrize(
     ('shape', 't'),
     [
-        *itertools.product([(1, 1, 4096, 2), (2, 3, 1, 1), (2, 3, 1, 4096)], [0.0, 1e-30, 1e-6, 0.5, 1 - 6e-8, 1.0]),
+        *itertools.product([(1, 1, 1024, 2), (2, 3, 1, 1), (2, 3, 1, 1024)], [0.0, 1e-30, 1e-6, 0.5, 1 - 6e-8, 1.0]),
         ((1, 1, 4096, 4096), 0.5),
     ],
 )
