@@ -103,7 +103,7 @@ def test_temperatures_are_on_the_page():
     for reports, begin in (([one], ''), ([report(), one], 'B: ')):
         said = unescape(' '.join(strings(documents(html.page(reports, ['a', 'b'][: len(reports)])))))
         assert f'>{begin}After one temperature, fitted on 100 images of split train: T1 = 1.500' in said
-        (table,) = re.findall(r'</p><table>.*?</table>', said)
+        (table,) = re.findall(r'</p>[^/]*<table>.*?</table>', said)
         rows = {
             row[0]: row[1:] for row in (re.findall(r'>([^<]*)</t[hd]>', line) for line in table.split('</tr>')[:-1])
         }
@@ -267,6 +267,18 @@ def test_in_a_browser_it_shows_figures_on_hover_and_sorts(browser, tmp_path, wid
     events = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     asked = [each['params']['request']['url'] for each in events if each['method'] == 'Network.requestWillBeSent']
     assert [url for url in asked if not url.startswith('data:')] == [(tmp_path / 'compare.html').as_uri()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1300, 480])
+def test_sentences_break_at_the_window_and_tables_scroll_in_it(browser, tmp_path, width):
+    (tmp_path / 'page.html').write_text(html.page([report(), report()], ['a', 'b'], 'Many words. ' * 40))
+    browser.set_window_size(width, 1600)
+    browser.get((tmp_path / 'page.html').as_uri())
+    right = f'{DEEP} return found.map(each => each.getBoundingClientRect().right);'
+    assert wait(lambda: browser.execute_script(right, 'p'))
+    assert max(browser.execute_script(right, 'p')) <= width
+    assert browser.execute_script('return document.documentElement.scrollWidth') <= width
 
 
 @pytest.mark.slow

@@ -72,7 +72,8 @@ def page(reports: Sequence[Report], names: Sequence[str], said: str = '') -> str
         + _means(reports, letters)
         + _scaled(reports, letters)
     )
-    means = Div(text=tables, styles={'overflow-x': 'auto'}, sizing_mode='stretch_width')
+    narrow = '.bk-clearfix { width: 100% }'  # of the window, so that a table scrolls and a sentence breaks
+    means = Div(text=tables, sizing_mode='stretch_width', stylesheets=[narrow])
     highest = max([cell.error for report in reports for cell in report.cells.values() if cell.error > 0], default=1.0)
     maps = [_heat_map(report, letter, highest) for report, letter in zip(reports, letters, strict=True)]
     lines = _lines(reports, letters)
@@ -107,7 +108,7 @@ def _means_of(table: Sequence[Row]) -> str:
         ''.join(f'<{tag} {style} {"right" if i else "left"}">{html.escape(cell)}</{tag}>' for i, cell in enumerate(row))
         for row, tag in cells
     ]
-    return f'<table><tr>{"</tr><tr>".join(lines)}</tr></table>'
+    return f'<div style="overflow-x: auto"><table><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
 
 
 def _heat_map(report: Report, letter: str, highest: float) -> Any:
