@@ -22,7 +22,11 @@ HERE = Path(__file__).parent
 STUDIES = ('cifar10', 'cifar10_tenth')
 LABELS = {'none': '#8a8a8a', "paper's": '#c2452d', 'k2': '#e0a030', 'hard': '#2f6db3', 'weighted': '#3c8d5a'}
 # Where the strength is written, for points that lie near each other.
-BESIDE = {'hard': {'xytext': (0, -11), 'ha': 'center'}, 'weighted': {'xytext': (-5, -7), 'ha': 'right'}}
+BESIDE = {
+    "paper's": {'xytext': (-5, 3), 'ha': 'right'},
+    'hard': {'xytext': (0, -11), 'ha': 'center'},
+    'weighted': {'xytext': (-5, -7), 'ha': 'right'},
+}
 MARKERS = {'crop_flip': 'o', 'smoothing': 's', 'strong_smoothing': 'D'}
 PANELS = {'corrupted error': 'error % on corrupted images', 'corrupted ece': 'ECE on corrupted images'}
 
@@ -48,9 +52,10 @@ def draw(studies: list[dict[str, Any]]) -> Figure:
                 ax.plot(*zip(*sorted(curve), strict=True), color=colour, linewidth=1, alpha=0.5) if curve else None
                 for run in of:
                     x, y = place(run, figure_name)
-                    filled = colour if roles(run) == 'xnb' else 'white'
+                    inner, edge = (colour, 'white') if roles(run) == 'xnb' else ('white', colour)
                     marker = MARKERS[run['recipe']]
-                    ax.plot(x, y, marker, color=colour, markerfacecolor=filled, markersize=6)
+                    size, above = (6.5, 3) if marker == 'o' else (8.5, 2)  # a square shows behind a circle
+                    ax.plot(x, y, marker, markerfacecolor=inner, markeredgecolor=edge, markersize=size, zorder=above)
                     style = {
                         'textcoords': 'offset points',
                         'fontsize': 6.5,

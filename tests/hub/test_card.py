@@ -151,7 +151,7 @@ def test_what_is_known_is_said():
         '0.4, 0.5, 0.6; 0.2, 0.3, 0.25',
     ):
         assert words in model
-    assert '(EMA) of those in training, after epoch 7 (from 0)' in model
+    assert '(EMA) of those in training, after epoch 7, counted from 0' in model
     assert 'https://huggingface.co/timm/resnet50.a1_in1k' in model
     training = section(text, 'How it was trained')
     for row in ('- **epochs:** `12`', '- **learning rate:** `0.003`', '- **optimiser:** `lamb`', '- **seed:** `0`'):

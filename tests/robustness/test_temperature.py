@@ -185,7 +185,10 @@ def test_the_command_names_a_split(flags, tmp_path, capsys):
     assert report.temperatures.aa == 'molly-b4'
     assert '--calibrate train' in report.command
     assert main([*arguments, '--calibrate', 'validation']) == 2
-    assert '--calibrate validation is the split that is measured' in capsys.readouterr().err
+    said = '--calibrate validation is the split that is measured. Hold out another, in a folder beside it'
+    assert said in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert f'{tmp_path}/out was measured with --calibrate, which is part of every cell' in capsys.readouterr().err
 
 
 def test_linked_images_are_the_same(flags, image_folder, tmp_path, capsys):

@@ -96,7 +96,9 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help='(default: 1 2 3 4 5)',
     )
     group.add_argument(
-        '--calibrate', metavar='SPLIT', help='held-out images to fit a temperature on: NLL and ECE after it, too'
+        '--calibrate',
+        metavar='SPLIT',
+        help='held-out images to fit a temperature on: NLL and ECE after it, too, from the first measurement on',
     )
     group.add_argument('--mollification', action='store_true', help='noise and blur of molly in place of corruptions')
 

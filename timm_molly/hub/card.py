@@ -247,7 +247,7 @@ def _model(config: Settings, about: Settings, parameters: int) -> str:
         ('mean, standard deviation', f'{_numbers(cfg["mean"])}; {_numbers(cfg["std"])}'),
     ]
     weights = 'an exponential moving average (EMA) of those in training' if about.get('ema') else 'as trained'
-    rows.append(('weights', weights + (f', after epoch {about["epoch"]} (from 0)' if 'epoch' in about else '')))
+    rows.append(('weights', weights + (f', after epoch {about["epoch"]}, counted from 0' if 'epoch' in about else '')))
     arguments = {k: v for k, v in config['model_args'].items() if k not in ('num_classes', 'in_chans', 'global_pool')}
     if arguments:
         rows.append(('arguments', ', '.join(f'{key}={value}' for key, value in arguments.items())))

@@ -132,6 +132,12 @@ class Store:
             different = differences(found, settings) + ([] if same else ['model: its logits are others'])
         except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f'{path} is damaged ({error}): delete {folder}, or choose another --output') from None
+        if ('calibrate' in found) != ('calibrate' in settings):
+            how = 'with' if 'calibrate' in found else 'without'
+            raise UserError(
+                f'{folder} was measured {how} --calibrate, which is part of every cell: delete it, or choose another '
+                '--output'
+            )
         if different:
             raise UserError(
                 f'{folder} holds another measurement (there and now: {"; ".join(different)}): delete it, or choose '

@@ -136,9 +136,8 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
     for letter, report in zip(letters[1:], reports[1:], strict=False):
         of_both = measured(reports[0]), measured(report)
         if different := _different(*of_both, letter):
-            raise UserError(
-                f'A and {letter} measured different things, so measure both alike: {different}{_alike(*of_both)}'
-            )
+            how = _alike(*of_both, letter)
+            raise UserError(f'A and {letter} measured different things, so measure both alike: {different}{how}')
     return Comparison(tuple(reports), tuple(names))
 
 
@@ -160,15 +159,17 @@ def _different(a: Mapping[str, Any], b: Mapping[str, Any], letter: str) -> str:
     return ', '.join(f'{key} ({_apart(key, a.get(key), b.get(key), letter)})' for key in keys)
 
 
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """The severities with which both are measured alike, where nothing else differs."""
+def _alike(a: Mapping[str, Any], b: Mapping[str, Any], letter: str) -> str:
+    """How to measure both alike where only the severities differ."""
     differ = {key for key in {*a, *b} if a.get(key) != b.get(key)}
-    shared = [str(each) for each in a.get('severities', ()) if each in b.get('severities', ())]
+    shared = [each for each in a.get('severities', ()) if each in b.get('severities', ())]
     if differ != {'severities'} or not shared:
         return ''
-    return (
-        f'. timm-molly validate ... --severities {" ".join(shared)} has what both measured, and measures nothing again'
-    )
+    longer = [name for name, of in (('A', a), (letter, b)) if of['severities'] != shared]
+    which = f'command that measured {longer[0]}, which keeps its figures'
+    if len(longer) > 1:
+        which = f'commands that measured A and {letter}, which keep their figures'
+    return f'. Add --severities {" ".join(map(str, shared))} to the {which}'
 
 
 def _apart(key: str, a: Any, b: Any, letter: str) -> str:

@@ -206,7 +206,9 @@ class Measurement:
         if self.calibrate and self.data_dir is None and not self.dataset:
             raise UserError('--calibrate needs --data-dir: held-out images are a split of the clean ones')
         if self.calibrate == self.split:
-            raise UserError(f'--calibrate {self.calibrate} is the split that is measured. Hold out another')
+            raise UserError(
+                f'--calibrate {self.calibrate} is the split that is measured. Hold out another, in a folder beside it'
+            )
         if self.data_dir and any((Path(self.data_dir) / name).is_dir() for name in COMMON):
             raise UserError(f'{self.data_dir} is a set of corrupted images: give it as --corrupted-dir')
         if self.corrupted_dir is not None and (self.table or self.mollification):
