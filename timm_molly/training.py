@@ -44,11 +44,6 @@ class Training:
         path = self.checkpoint.with_name(ARGS)
         return path if path.is_file() else None
 
-    @property
-    def smoothing(self) -> float | None:
-        """Label smoothing, in [0, 1], where the settings tell it."""
-        return smoothing_of(self.settings)
-
 
 def smoothing_of(settings: Mapping[str, Any]) -> float | None:
     """Label smoothing among train.py's arguments, in [0, 1]; None where there is none."""
@@ -145,6 +140,16 @@ def count_classes(name: str, checkpoint: Checkpoint) -> int | None:
     return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
 
 
+def class_index(dataset: Any) -> Mapping[str, int]:
+    """Index of each class by its name, of timm's and torchvision's data sets, or what they wrap; empty if none says."""
+    while dataset is not None:
+        index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
+        if isinstance(index, Mapping):
+            return index
+        dataset = getattr(dataset, 'dataset', None)  # in timm's AugMixDataset, in torch's Subset
+    return {}
+
+
 def label_names(settings: Mapping[str, Any], num_classes: int | None) -> list[str] | None:
     """Names of the classes from the validation images, where they are on this machine."""
     from timm.data import create_dataset
@@ -159,7 +164,7 @@ def label_names(settings: Mapping[str, Any], num_classes: int | None) -> list[st
         dataset = create_dataset(name, root=root, split=split, class_map=class_map)
     except Exception:  # not there any more, or only in part
         return None
-    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
+    index = class_index(dataset)
     names = sorted(index, key=index.__getitem__)
     return [str(n) for n in names] if len(names) == num_classes else None
 

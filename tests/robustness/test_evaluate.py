@@ -238,7 +238,7 @@ class Named(list):
 def test_another_number_of_classes_is_noted(pictures, image_folder, caplog, more):
     of_torchvision = Named((image, label % 2) for image, label in pictures)
     of_timm = create_dataset('', root=str(image_folder), split='validation')
-    for data, classes in ((of_torchvision, 2), (of_timm, 3)):
+    for data, classes in ((of_torchvision, 2), (of_timm, 3), (torch.utils.data.Subset(of_timm, range(6)), 3)):
         caplog.clear()
         measure(classifier(network(classes + more)), data)
         assert (f'the data set names {classes} classes' in caplog.text) == (more > 0)

@@ -84,6 +84,8 @@ def test_what_labels_taught_counts_label_smoothing(tmp_path):
     text = str(report)
     assert 'taught: the confidence of the labels of molly-b4 and label smoothing 0.2 at that t' in text
     assert re.search(r'0 \(clean\) +0\.950 +0\.900 +0\.820', text)
+    assert 'if there was any' in str(mollified())
+    assert 'if there was any' not in str(mollified(smoothing=0.0)) + text
     report.save(tmp_path)
     assert Report.load(tmp_path) == report
     timm_molly.compare([report, mollified()])  # which taught other labels, and measured the same

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     print(f'\n{report}\n\nwrote {output}/report.json, .csv, .md, .html and pictures')
     if before > report.cells.keys():
         print(
-            'note: a report of more cells was there. They are kept: ask for them again, and nothing is measured twice'
+            'note: a longer report was there. Its figures are kept: its command writes it again, and measures nothing'
         )
 
 

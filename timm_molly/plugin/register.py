@@ -16,7 +16,7 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -141,14 +141,8 @@ def _mollified(create_loader: Callable[..., Any], naflex: bool) -> Callable[...,
 
         mollify = Mollify(config, max(1, options['num_aug_splits']), multi_label=multi_label)
         _log(f'Mollification is on: {_describe(config, multi_label)}. Stacks with: {_stack(options)}.')
-        if _drops_bce():
-            _log(
-                "note: without label smoothing and mixup, timm's train.py takes cross-entropy in place of --bce-loss; "
-                '--smoothing 1e-9 keeps it.'
-            )
-        classes, outputs = _classes(options['dataset']), getattr(of_script('args'), 'num_classes', None)
-        if classes and outputs and classes != outputs and not multi_label:
-            _log(f'note: the images have {classes} classes, the network {outputs}: is --num-classes {classes} missing?')
+        for note in _notes(options, multi_label):
+            _log(f'note: {note}')
         picture = _picture(mollify, options)
         if not naflex:
             return MollyLoader(loader, mollify, picture)
@@ -257,14 +251,18 @@ def _stack(options: dict[str, Any]) -> str:
     return ', '.join(part for part in parts if part)
 
 
-def _classes(dataset: Any) -> int:
-    """Number of classes of a data set of folders, or of torchvision's; 0 where it does not say."""
-    while dataset is not None:
-        names = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)  # torchvision calls it the same
-        if isinstance(names, Sized):
-            return len(names)
-        dataset = getattr(dataset, 'dataset', None)  # timm's AugMixDataset, torch's Subset
-    return 0
+def _notes(options: dict[str, Any], multi_label: bool) -> Iterator[str]:
+    """Say what a train script's flags do that was hardly meant."""
+    from timm_molly.training import class_index  # here, as what else only training needs
+
+    if _drops_bce():
+        yield (
+            "without label smoothing and mixup, timm's train.py takes cross-entropy in place of --bce-loss; "
+            '--smoothing 1e-9 keeps it.'
+        )
+    classes, outputs = len(class_index(options['dataset'])), getattr(of_script('args'), 'num_classes', None)
+    if classes and outputs and classes != outputs and not multi_label:
+        yield f'the images have {classes} classes, the network {outputs}: is --num-classes {classes} missing?'
 
 
 def _drops_bce() -> bool:

@@ -134,9 +134,9 @@ def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Co
         raise UserError(f'compare takes a name for each of {len(reports)} reports, got {len(names)}')
     letters = 'ABCDEF'
     for letter, report in zip(letters[1:], reports[1:], strict=False):
-        of_both = measured(reports[0]), measured(report)
-        if different := _different(*of_both, letter):
-            how = _alike(*of_both, letter)
+        first, other = measured(reports[0]), measured(report)
+        if different := _different(first, other, letter):
+            how = _alike(first, other, letter)
             raise UserError(f'A and {letter} measured different things, so measure both alike: {different}{how}')
     return Comparison(tuple(reports), tuple(names))
 

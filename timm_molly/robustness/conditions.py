@@ -24,6 +24,7 @@ from timm_molly.robustness.corruptions.published import published_images, table_
 from timm_molly.robustness.images import Images, check_classes, folder_name
 from timm_molly.robustness.report import BenchmarkRecord, Place, place_name
 from timm_molly.robustness.subset import Subset, file_names
+from timm_molly.training import smoothing_of
 from timm_molly.weights import some
 
 TEMPERATURES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -231,7 +232,7 @@ class Mollification:
                 Condition('blur', t, images, steps, degrade=partial(_blur, t, config.min_scale))
                 for t in self.temperatures
             ]
-        smoothing = classifier.training.smoothing if taught and classifier.training else None
+        smoothing = smoothing_of(classifier.training.settings) if taught and classifier.training else None
         record = BenchmarkRecord(
             'mollification',
             roles=''.join(sorted(set(config.roles) & {'n', 'b'})),
@@ -239,7 +240,7 @@ class Mollification:
             seed=self.seed,
             image_size=classifier.input_size[1:],
             taught=str(taught) if taught else None,
-            smoothing=smoothing or None,
+            smoothing=smoothing,
         )
         return conditions, record
 

@@ -21,6 +21,7 @@ from timm_molly.errors import UserError
 from timm_molly.files import hint_beside
 from timm_molly.pictures import eight_bits, is_16_bit
 from timm_molly.plain import short
+from timm_molly.training import class_index
 from timm_molly.weights import some
 
 SPLITS = ('train', 'training', 'val', 'validation', 'eval', 'evaluation', 'test')
@@ -101,9 +102,8 @@ class DatasetImages(Images):
             )
         self.dataset, self.img_mode = dataset, img_mode
         self.name = type(dataset).__name__
-        of_timm = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
-        found = getattr(dataset, 'classes', of_timm)  # torchvision's name of them
-        self.own_classes = found if isinstance(found, Sized) else None
+        found = getattr(dataset, 'classes', None)  # torchvision's name of them
+        self.own_classes = found if isinstance(found, Sized) else class_index(dataset) or None
 
     def __len__(self) -> int:
         return len(self.dataset)

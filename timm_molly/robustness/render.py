@@ -254,5 +254,6 @@ def _facts(report: Report) -> str:
     about = (
         f'{model.parameters / 1e6:.2f} M parameters, {model.num_classes} classes, input {size}, crop {crop:g}{trained}'
     )
-    taught = [f'taught: the confidence of the labels of {schedule(report)} at that t'] if report.taught else []
+    unknown = ', less for label smoothing if there was any' if report.benchmark.smoothing is None else ''
+    taught = [f'taught: the confidence of the labels of {schedule(report)} at that t{unknown}'] if report.taught else []
     return '\n'.join([*notes(report), about, *taught])

@@ -226,7 +226,7 @@ class BenchmarkRecord:
         corruptions: Names, in order.
         severities: In order.
         taught: aa string of the label schedule that is shown beside, or None, and
-        smoothing: label smoothing of that training, or None.
+        smoothing: label smoothing of that training, None where it is not known.
     """
 
     kind: Literal['on the fly', 'official', 'mollification']
