@@ -154,6 +154,8 @@ def test_a_quicker_report_in_the_place_of_a_longer_says_so(flags, tmp_path, caps
     chosen = ['--corruptions', 'fog', '--severities']
     run(*flags, *chosen, 1, 3, output=tmp_path / 'out')
     assert 'a longer report was there' not in capsys.readouterr().out
+    run(*flags, *chosen, 1, 3, output=tmp_path / 'out')
+    assert 'a longer report was there' not in capsys.readouterr().out  # as long
     run(*flags, *chosen, 3, output=tmp_path / 'out')
     assert 'a longer report was there' in capsys.readouterr().out
     run(*flags, *chosen, 1, output=tmp_path / 'out')

@@ -16,6 +16,7 @@ from PIL import Image
 from support.reports import cell, empty, made, mollified
 
 from timm_molly.hub import card
+from timm_molly.robustness.corruptions.names import COMMON
 
 CONFIG = {
     'architecture': 'resnet50',
@@ -168,6 +169,12 @@ def test_mollification_is_told_as_it_was_set():
     assert '| clean | 2/3 | 0 | 1.000 |' in text
     assert '| noise | 1/3 | sin²(πt/2)^2 | 0.775 |' in text  # sin²(π/4)² is 1/4, of which the label keeps a tenth
     assert 'blur |' not in text
+
+
+@pytest.mark.parametrize(('severities', 'said'), [((3,), 'severity 3'), ((1, 3), 'severities 1, 3')])
+def test_severities_are_named(severities, said):
+    of = made(cells={('clean', 0): cell(0.1)} | {(name, s): cell(0.3) for name in COMMON for s in severities})
+    assert f'15 corruptions of cifar-c, {said},' in write(report=of)
 
 
 def test_label_smoothing_is_counted_in_what_labels_kept():
