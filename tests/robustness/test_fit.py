@@ -263,7 +263,7 @@ def test_the_smoothing_is_drawn_where_there_is_a_gap():
         found = fit_report(report(sure, lambda t, left=left: sure(t) - left), network(aa, smoothing=0.0))
         drawn = figures.fit(found.report, found)
         axes = drawn.axes
-        assert drawn.get_suptitle() == str(found.report).partition('\n')[0]
+        assert drawn.texts[0].get_text() == str(found.report).partition('\n')[0]  # get_suptitle is of matplotlib 3.8
         assert len(axes) == 2 * rows
         assert [ax.get_xlabel() for ax in axes[-2:]] == 2 * ['t (0 is clean)']
         if rows == 2:

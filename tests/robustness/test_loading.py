@@ -168,4 +168,17 @@ def test_arrays_are_mapped_and_not_read(tmp_path):
     assert isinstance(open_array(tmp_path / 'fog.npy'), np.memmap)
     import pickle
 
+    cells[0].images[0]  # a worker that is spawned gets images that were read from before
     assert len(pickle.dumps(cells[0].images)) < 2000 + len(os.fsencode(tmp_path))
+    assert pickle.loads(pickle.dumps(cells[0].images))[9][1] == 0
+
+
+def test_arrays_that_take_the_place_of_others_are_read(tmp_path):
+    def brightness(value):
+        np.save(tmp_path / 'new.npy', np.full((30, 32, 32, 3), value, np.uint8))
+        (tmp_path / 'new.npy').replace(tmp_path / 'fog.npy')
+        (cell,), _ = Published(tmp_path, ['fog'], [1]).lay_out(None, classifier())
+        return np.asarray(cell.images[0][0]).mean()
+
+    np.save(tmp_path / 'labels.npy', np.tile(np.arange(6) % 3, 5))
+    assert [brightness(value) for value in (10, 20)] == [10, 20]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -222,13 +222,21 @@ class ArrayImages(Images):
     def __init__(self, path: Path, labels: Any, start: int, img_mode: str) -> None:
         self.path, self.labels, self.start, self.img_mode = path, labels, start, img_mode
 
+    @cached_property
+    def _array(self) -> NDArray[Any]:
+        return open_array(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the array, of which a worker makes a map of its own: pickled, it would be copied whole."""
+        return {name: value for name, value in vars(self).items() if name != '_array'}
+
     def __len__(self) -> int:
         assert self.labels is not None
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         assert self.labels is not None
-        image = Image.fromarray(np.asarray(open_array(self.path)[self.start + index]))
+        image = Image.fromarray(np.asarray(self._array[self.start + index]))
         return image.convert(self.img_mode), int(self.labels[index])
 
 
@@ -359,7 +367,6 @@ def class_folders(root: str | Path) -> dict[str, set[str]]:
     }
 
 
-@lru_cache(maxsize=64)
 def open_array(path: Path) -> NDArray[Any]:
     """Open a .npy file, memory-mapped.
 
